@@ -1,0 +1,56 @@
+# Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
+"""Packaging of sparsejepa_hf."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+
+HERE = Path(__file__).parent
+
+# Floors that `make test-floors` proves, on Python 3.10.
+INSTALL_REQUIRES = [
+    "torch>=2.11",
+    "torchvision>=0.26",
+    "transformers>=5.17",
+    "datasets>=4.4",
+    "accelerate>=1.12",
+    "evaluate>=0.4.6",
+    "safetensors>=0.8",
+    "timm>=1.0.24",
+    "tensorboard>=2.18",
+    "pillow>=10.3",
+    "pyyaml>=6.0",
+    "tqdm>=4.66",
+]
+
+setup(
+    name="sparsejepa_hf",
+    version="0.1.0",
+    description="SparseJEPA (arXiv 2504.16140) for Hugging Face Transformers: pre-train sparse, grouped JEPA encoders",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    author="The sparsejepa_hf authors",
+    keywords="jepa self-supervised sparse representation learning transformers pytorch vision",
+    package_dir={"": "src"},
+    packages=find_packages("src"),
+    package_data={"sparsejepa_hf": ["py.typed"]},
+    python_requires=">=3.10",
+    install_requires=INSTALL_REQUIRES,
+    extras_require={
+        "dev": ["pytest>=8.0", "hypothesis>=6.100", "ruff==0.17.5", "scikit-learn>=1.5", "matplotlib>=3.8"],
+        "plots": ["matplotlib>=3.8"],
+    },
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

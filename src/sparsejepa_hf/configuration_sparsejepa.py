@@ -1,0 +1,343 @@
+# Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
+"""SparseJEPA model configuration."""
+
+import difflib
+import math
+from dataclasses import fields
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+# What PreTrainedConfig takes beside its dataclass fields.
+_BASE_ARGUMENTS = {
+    "architectures",
+    "attn_implementation",
+    "auto_map",
+    "dtype",
+    "experts_implementation",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "per_layer_config",
+    "tie_last_hidden_states",
+    "torch_dtype",
+}
+
+# Encoders as in DeiT and ViT (arXiv 2012.12877, 2010.11929); predictors as in I-JEPA where it states them.
+PRESETS: dict[str, dict[str, Any]] = {
+    "vit-tiny": {
+        "hidden_size": 192,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 3,
+        "intermediate_size": 768,
+        "image_size": 32,
+        "patch_size": 4,
+        "predictor_hidden_size": 96,
+        "predictor_num_hidden_layers": 4,
+        "predictor_num_attention_heads": 3,
+        "num_groups": 8,
+        "num_latents": 64,
+    },
+    "vit-small": {
+        "hidden_size": 384,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 6,
+        "intermediate_size": 1536,
+        "image_size": 224,
+        "patch_size": 16,
+        "predictor_hidden_size": 192,
+        "predictor_num_hidden_layers": 6,
+        "predictor_num_attention_heads": 6,
+        "num_groups": 8,
+        "num_latents": 64,
+    },
+    "vit-base": {
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "image_size": 224,
+        "patch_size": 16,
+        "predictor_hidden_size": 384,
+        "predictor_num_hidden_layers": 6,
+        "predictor_num_attention_heads": 12,
+        "num_groups": 16,
+        "num_latents": 128,
+    },
+    "vit-large": {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+        "image_size": 224,
+        "patch_size": 16,
+        "predictor_hidden_size": 384,
+        "predictor_num_hidden_layers": 12,
+        "predictor_num_attention_heads": 16,
+        "num_groups": 16,
+        "num_latents": 128,
+    },
+    "vit-huge": {
+        "hidden_size": 1280,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 16,
+        "intermediate_size": 5120,
+        "image_size": 224,
+        "patch_size": 14,
+        "predictor_hidden_size": 384,
+        "predictor_num_hidden_layers": 12,
+        "predictor_num_attention_heads": 16,
+        "num_groups": 16,
+        "num_latents": 128,
+    },
+}
+
+
+def _pair(value: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+@strict
+class SparseJEPAConfig(PreTrainedConfig):
+    r"""Configuration of a SparseJEPA model (arXiv 2504.16140); the defaults are ViT-Tiny/4 at 32 pixels.
+
+    The encoder's fields are those of transformers' `IJepaConfig`. One flat configuration describes both encoders, the
+    predictor and the grouping.
+
+    Args:
+        hidden_size (`int`, defaults to 192): D, width of both encoders; a multiple of 4 (sin-cos positions), of
+            `num_attention_heads` and, with grouping, of `num_groups`.
+        num_hidden_layers (`int`, defaults to 12): depth of the encoders.
+        num_attention_heads (`int`, defaults to 3): attention heads of the encoders.
+        intermediate_size (`int`, defaults to 768): width of the encoders' MLPs.
+        hidden_act (`str`, defaults to `"gelu"`): activation in encoders, predictor and generators.
+        hidden_dropout_prob (`float`, defaults to 0.0): dropout in [0, 1).
+        attention_probs_dropout_prob (`float`, defaults to 0.0): attention dropout in [0, 1).
+        initializer_range (`float`, defaults to 0.02): standard deviation of linear weights. The patch projection is
+            Xavier-uniform instead, so that content and position enter at like scale.
+        layer_norm_eps (`float`, defaults to 1e-6): epsilon of every LayerNorm.
+        image_size (`int` or `[height, width]`, defaults to 32): pixels.
+        patch_size (`int` or `[height, width]`, defaults to 4): pixels; divides `image_size`.
+        num_channels (`int`, defaults to 3): image channels.
+        qkv_bias (`bool`, defaults to `True`): biases of query, key and value.
+        predictor_type (`str`, defaults to `"transformer"`): `"transformer"` (I-JEPA's narrow ViT) or `"mlp"` (the
+            paper's shallow MLP on pooled context and the target's position).
+        predictor_hidden_size (`int`, defaults to 96): D_p; a multiple of 4 and of `predictor_num_attention_heads`.
+        predictor_num_hidden_layers (`int`, defaults to 4): depth of the predictor.
+        predictor_num_attention_heads (`int`, defaults to 3): attention heads of the predictor.
+        predictor_intermediate_size (`int`, *optional*): width of its MLPs; 4·D_p if not given.
+        use_grouping (`bool`, defaults to `True`): `False` is plain I-JEPA, a linear map from D_p to D.
+        num_groups (`int`, defaults to 8): G; divides `hidden_size`.
+        num_latents (`int`, defaults to 64): K.
+        group_size (`int`, defaults to 8): p, width of a group's input u_g = W⁽ᵍ⁾z.
+        generator_hidden_size (`int`, defaults to 32): width of the hidden layer of each group's generator f_g.
+        variational (`bool`, defaults to `True`): latents z = μ + σ⊙ε and the KL term; `False`: z = μ, no KL.
+        loss_type (`str`, defaults to `"smooth_l1"`): `"smooth_l1"` (I-JEPA) or `"mse"` (the paper).
+        target_normalization (`str`, defaults to `"layer_norm"`): `"layer_norm"` (without affine) or `"none"`.
+        sparsity_weight (`float`, defaults to 0.0): λ ≥ 0, weight of the group lasso Ω(W).
+        sparsity_mode (`str`, defaults to `"proximal"`): `"proximal"` (Ω is reported, and a proximal step after each
+            optimizer step gives exact zeros) or `"penalty"` (Ω is part of the loss, as the paper writes it).
+        kl_weight (`float`, defaults to 0.0): β ≥ 0, weight of the KL term.
+
+    Raises:
+        ValueError: for values that no model can have, and for unknown arguments.
+    """
+
+    model_type = "sparsejepa"
+
+    hidden_size: int = 192
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 3
+    intermediate_size: int = 768
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    initializer_range: float | int = 0.02
+    layer_norm_eps: float | int = 1e-6
+    image_size: int | list[int] | tuple[int, int] = 32
+    patch_size: int | list[int] | tuple[int, int] = 4
+    num_channels: int = 3
+    qkv_bias: bool = True
+
+    predictor_type: str = "transformer"
+    predictor_hidden_size: int = 96
+    predictor_num_hidden_layers: int = 4
+    predictor_num_attention_heads: int = 3
+    predictor_intermediate_size: int | None = None
+
+    use_grouping: bool = True
+    num_groups: int = 8
+    num_latents: int = 64
+    group_size: int = 8
+    generator_hidden_size: int = 32
+    variational: bool = True
+
+    loss_type: str = "smooth_l1"
+    target_normalization: str = "layer_norm"
+    sparsity_weight: float | int = 0.0
+    sparsity_mode: str = "proximal"
+    kl_weight: float | int = 0.0
+
+    def __post_init__(self, **kwargs):
+        self._refuse_unknown(kwargs)
+        if self.predictor_intermediate_size is None:
+            self.predictor_intermediate_size = 4 * self.predictor_hidden_size
+        self._check_counts()
+        self._check_ranges()
+        self._check_choices()
+        self._check_divisibility()
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> "SparseJEPAConfig":
+        """A configuration by name: `vit-tiny`, `vit-small`, `vit-base`, `vit-large` or `vit-huge`.
+
+        Raises:
+            ValueError: if there is no such preset, or an override is impossible.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"There is no preset {name!r}; expected one of {', '.join(PRESETS)}.")
+        return cls(**{**PRESETS[name], **overrides})
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
+        """As in transformers; unknown keys of a file (from another version, say) are left out with a warning."""
+        unknown = cls._unknown(config_dict)
+        misspelt = [key for key in unknown if difflib.get_close_matches(key, cls._field_names(), cutoff=0.85)]
+        dropped = sorted(unknown - set(misspelt))
+        if dropped:
+            logger.warning(f"Configuration keys that SparseJEPAConfig does not know are ignored: {dropped}.")
+        config_dict = {key: value for key, value in config_dict.items() if key not in dropped}
+        # Overrides go through the constructor, so that they are checked too.
+        for key in [key for key in kwargs if key in cls._field_names() and key != "dtype"]:
+            config_dict[key] = kwargs.pop(key)
+        return super().from_dict(config_dict, **kwargs)
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """(rows, columns) of the patch grid."""
+        (height, width), (patch_height, patch_width) = _pair(self.image_size), _pair(self.patch_size)
+        return height // patch_height, width // patch_width
+
+    @property
+    def num_patches(self) -> int:
+        """N, the number of patches."""
+        rows, columns = self.grid_size
+        return rows * columns
+
+    @classmethod
+    def _field_names(cls) -> set[str]:
+        return {field.name for field in fields(cls)}
+
+    @classmethod
+    def _unknown(cls, arguments: dict[str, Any]) -> set[str]:
+        known = cls._field_names() | _BASE_ARGUMENTS
+        return {key for key in arguments if key not in known and not key.startswith("_")}
+
+    def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
+        unknown = sorted(self._unknown(kwargs))
+        if unknown:
+            names = self._field_names() | _BASE_ARGUMENTS
+            close = difflib.get_close_matches(unknown[0], names, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"SparseJEPAConfig has no argument {unknown[0]!r}.{hint}")
+
+    def _check_counts(self) -> None:
+        for name in (
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "num_channels",
+            "predictor_hidden_size",
+            "predictor_num_hidden_layers",
+            "predictor_num_attention_heads",
+            "predictor_intermediate_size",
+            "num_groups",
+            "num_latents",
+            "group_size",
+            "generator_hidden_size",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected an integer of at least 1.")
+        for name in ("image_size", "patch_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) and len(value) != 2:
+                raise ValueError(f"{name} is {value}; expected an integer or [height, width].")
+            if min(_pair(value)) < 1:
+                raise ValueError(f"{name} is {value}; expected sides of at least 1 pixel.")
+
+    def _check_ranges(self) -> None:
+        for name in ("sparsity_weight", "kl_weight"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} is {value}; expected a finite number of at least 0.")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a number in [0, 1).")
+        for name in ("initializer_range", "layer_norm_eps"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a finite number above 0.")
+
+    def _check_choices(self) -> None:
+        choices = {
+            "predictor_type": ("transformer", "mlp"),
+            "loss_type": ("smooth_l1", "mse"),
+            "target_normalization": ("layer_norm", "none"),
+            "sparsity_mode": ("proximal", "penalty"),
+        }
+        for name, valid in choices.items():
+            if getattr(self, name) not in valid:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(map(repr, valid))}.")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act is {self.hidden_act!r}; expected one of {', '.join(ACT2FN)}.")
+        if not self.use_grouping:
+            for name in ("sparsity_weight", "kl_weight"):
+                if getattr(self, name) > 0:
+                    raise ValueError(
+                        f"{name} is {getattr(self, name)} but use_grouping is False, so nothing would use it; "
+                        f"expected {name}=0, or use_grouping=True."
+                    )
+        elif not self.variational and self.kl_weight > 0:
+            raise ValueError(
+                f"kl_weight is {self.kl_weight} but variational is False, so there is no KL term; expected "
+                "kl_weight=0, or variational=True."
+            )
+
+    def _check_divisibility(self) -> None:
+        for side, size, patch in zip(("height", "width"), _pair(self.image_size), _pair(self.patch_size), strict=True):
+            if size % patch:
+                raise ValueError(
+                    f"image_size has a {side} of {size} pixels, which patch_size {patch} does not divide; "
+                    f"expected a multiple of {patch}, such as {max(patch, size // patch * patch)}."
+                )
+        for width, heads in (
+            ("hidden_size", "num_attention_heads"),
+            ("predictor_hidden_size", "predictor_num_attention_heads"),
+        ):
+            if getattr(self, width) % getattr(self, heads):
+                raise ValueError(
+                    f"{width} is {getattr(self, width)}, which {heads}={getattr(self, heads)} does not divide; "
+                    f"expected a multiple of {getattr(self, heads)}."
+                )
+            if getattr(self, width) % 4:
+                raise ValueError(
+                    f"{width} is {getattr(self, width)}; expected a multiple of 4, which sin-cos positions need."
+                )
+        if self.use_grouping and self.hidden_size % self.num_groups:
+            divisors = [g for g in range(1, self.hidden_size + 1) if self.hidden_size % g == 0]
+            nearest = sorted(divisors, key=lambda g: abs(g - self.num_groups))[:3]
+            raise ValueError(
+                f"num_groups is {self.num_groups}, which does not divide hidden_size={self.hidden_size}: every group "
+                f"generates an equal slice of the embedding. Nearest divisors: {sorted(nearest)}."
+            )
+
+
+__all__ = ["PRESETS", "SparseJEPAConfig"]

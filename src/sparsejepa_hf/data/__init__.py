@@ -1,0 +1,35 @@
+# Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
+"""Image data: loading, decoding, torch data sets, augmentation and the built-in synthetic scenes."""
+
+from .augmentation import BatchAugmentation, normalize_images
+from .dataset import (
+    ImageDataset,
+    StreamingImageDataset,
+    TooManyBadImagesError,
+    build_image_dataset,
+    collate_images,
+)
+from .images import UndecodableImageError, resize_to_square, to_rgb
+from .loading import SYNTHETIC_SCENES, find_image_column, find_label_column, load_image_dataset
+from .scenes import build_scenes, min_visible_pixels, render_scene
+
+
+__all__ = [
+    "SYNTHETIC_SCENES",
+    "BatchAugmentation",
+    "ImageDataset",
+    "StreamingImageDataset",
+    "TooManyBadImagesError",
+    "UndecodableImageError",
+    "build_image_dataset",
+    "build_scenes",
+    "collate_images",
+    "find_image_column",
+    "find_label_column",
+    "load_image_dataset",
+    "min_visible_pixels",
+    "normalize_images",
+    "render_scene",
+    "resize_to_square",
+    "to_rgb",
+]

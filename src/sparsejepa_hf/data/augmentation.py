@@ -1,0 +1,240 @@
+# Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
+"""Batched augmentation on the device of the batch, each sample's draws from its own key."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..counter_rng import uniform
+
+
+# Rec. 601 luma, as in torchvision and PIL.
+_LUMA = (0.299, 0.587, 0.114)
+# Each use has its own place, so switching one off leaves the others' draws as they are.
+_FLIP, _TOP, _LEFT, _AREA, _RATIO, _BRIGHTNESS, _CONTRAST, _SATURATION = range(8)
+_NUM_DRAWS = 8
+# float32 adds integers exactly below 2**24, here 256 x 256 pixels of at most 255.
+_EXACT_SUM_PIXELS = 2**16
+
+
+def normalize_images(pixel_values: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> Tensor:
+    """`(x / 255 - mean) / std` for uint8 pixels, `(x - mean) / std` for floats in [0, 1].
+
+    Args:
+        pixel_values: uint8 or floating, (B, 3, H, W) or (3, H, W).
+        mean: of each channel, on the scale from 0 to 1.
+        std: of each channel, on the same scale, positive.
+
+    Returns:
+        float32 of the shape of `pixel_values`, on its device.
+
+    Raises:
+        TypeError: `pixel_values` is neither uint8 nor floating.
+    """
+    if pixel_values.dtype != torch.uint8 and not pixel_values.is_floating_point():
+        raise TypeError(f"pixel_values has type {pixel_values.dtype}; expected uint8, or floats in [0, 1].")
+    scale = 255.0 if pixel_values.dtype == torch.uint8 else 1.0
+    return _normalize_(pixel_values.to(torch.float32, copy=True), mean, std, scale)
+
+
+def _normalize_(pixels: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor, scale: float) -> Tensor:
+    """`(pixels / scale - mean) / std` in place: memory traffic is what augmentation costs."""
+    mean = torch.as_tensor(mean, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
+    inverse_std = 1.0 / torch.as_tensor(std, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
+    return pixels.mul_(inverse_std / scale).sub_(mean * inverse_std)
+
+
+class BatchAugmentation(nn.Module):
+    """Crop, flip, colour jitter and normalisation of a batch, without a loop over samples.
+
+    A sample's result depends on its pixels and its key alone, whatever the batch around it. In this order:
+
+    1. `crop="pad"`: a window of the image's size out of the image extended by `crop_padding` pixels on each side by
+       reflection, at a uniform integer offset; pixels are copied exactly. Needs images of `image_size`.
+       `crop="resized"`: a random box with area `crop_scale` of the image and aspect ratio (width / height)
+       log-uniform in `crop_ratio`, sides rounded to pixels and cut to the image's, position uniform, resized
+       bilinearly. There is no antialiasing: load images at about `image_size`, where the box is mostly enlarged.
+       `crop="none"`: no crop. Needs images of `image_size`.
+    2. A horizontal flip with probability `horizontal_flip`.
+    3. With `color_jitter` j > 0: brightness, contrast and saturation factors, each uniform in [1 - j, 1 + j],
+       applied in that order as in torchvision, but clamped to [0, 1] once, at the end.
+    4. [`normalize_images`].
+
+    Args:
+        image_size: side of the result, in pixels.
+        image_mean: mean of each channel, on the scale from 0 to 1.
+        image_std: standard deviation of each channel, on the same scale.
+        crop: kind of crop.
+        crop_padding: pixels added on each side by `"pad"`, at least 0 and below `image_size`.
+        crop_scale: smallest and largest area of the box of `"resized"`, as fractions of the image in (0, 1].
+        crop_ratio: smallest and largest aspect ratio of that box.
+        horizontal_flip: probability from 0 to 1.
+        color_jitter: strength j from 0 (none) to 1.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        image_mean: Sequence[float],
+        image_std: Sequence[float],
+        *,
+        crop: Literal["pad", "resized", "none"] = "pad",
+        crop_padding: int = 4,
+        crop_scale: tuple[float, float] = (0.3, 1.0),
+        crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        horizontal_flip: float = 0.5,
+        color_jitter: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if crop not in ("pad", "resized", "none"):
+            raise ValueError(f"crop is {crop!r}; expected 'pad', 'resized' or 'none'.")
+        if crop == "pad" and not 0 <= crop_padding < image_size:
+            raise ValueError(f"crop_padding is {crop_padding}; expected at least 0 and below image_size {image_size}.")
+        if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+            raise ValueError(f"crop_scale is {crop_scale}; expected two increasing fractions in (0, 1].")
+        if not 0 < crop_ratio[0] <= crop_ratio[1]:
+            raise ValueError(f"crop_ratio is {crop_ratio}; expected two increasing positive numbers.")
+        if not 0 <= horizontal_flip <= 1:
+            raise ValueError(f"horizontal_flip is {horizontal_flip}; expected a probability from 0 to 1.")
+        if not 0 <= color_jitter <= 1:
+            raise ValueError(f"color_jitter is {color_jitter}; expected a strength from 0 to 1.")
+        self.image_size = image_size
+        self.crop = crop
+        self.crop_padding = crop_padding
+        self.crop_scale = tuple(crop_scale)
+        self.crop_ratio = tuple(crop_ratio)
+        self.horizontal_flip = horizontal_flip
+        self.color_jitter = color_jitter
+        self.register_buffer("mean", torch.tensor(list(image_mean), dtype=torch.float32), persistent=False)
+        self.register_buffer("std", torch.tensor(list(image_std), dtype=torch.float32), persistent=False)
+
+    @torch.no_grad()
+    def forward(self, pixel_values: Tensor, keys: Tensor) -> Tensor:
+        """Augments a batch.
+
+        Args:
+            pixel_values: uint8 (B, 3, H, W).
+            keys: int64 (B,), one for each sample (see `counter_rng.stream_keys`); moved to the device of the pixels.
+
+        Returns:
+            float32 (B, 3, image_size, image_size), normalised, on the device of `pixel_values`.
+
+        Raises:
+            TypeError: the pixels are not uint8.
+            ValueError: the shapes do not fit each other, or not `image_size` where the crop needs that.
+        """
+        self._check(pixel_values, keys)
+        if self.mean.device != pixel_values.device:
+            self.to(pixel_values.device)
+        draws = uniform(keys.to(pixel_values.device), _NUM_DRAWS)
+        flip = draws[:, _FLIP] < self.horizontal_flip
+        if self.crop == "resized":
+            pixels = self._resized_crop(pixel_values, draws, flip)
+        else:
+            pixels = self._shifted_crop(pixel_values, draws, flip)
+        is_exact = not pixels.is_floating_point() and pixels.shape[2] * pixels.shape[3] <= _EXACT_SUM_PIXELS
+        pixels = pixels.float()
+        if not self.color_jitter:
+            return _normalize_(pixels, self.mean, self.std, 255.0)
+        return _normalize_(self._jitter_(pixels, draws, is_exact), self.mean, self.std, 1.0)
+
+    def _check(self, pixel_values: Tensor, keys: Tensor) -> None:
+        shape = tuple(pixel_values.shape)
+        if pixel_values.dtype != torch.uint8:
+            raise TypeError(f"pixel_values has type {pixel_values.dtype}; expected uint8.")
+        if len(shape) != 4 or shape[1] != 3 or keys.shape != shape[:1]:
+            raise ValueError(
+                f"pixel_values has shape {shape} and keys {tuple(keys.shape)}; expected (B, 3, H, W) and (B,)."
+            )
+        if self.crop != "resized" and shape[2:] != (self.image_size, self.image_size):
+            raise ValueError(
+                f"pixel_values has {shape[2]} x {shape[3]} pixels; crop={self.crop!r} expects {self.image_size} x "
+                f"{self.image_size}. Load the images at that size, or use crop='resized'."
+            )
+
+    def _shifted_crop(self, pixels: Tensor, draws: Tensor, flip: Tensor) -> Tensor:
+        size, padding = self.image_size, self.crop_padding if self.crop == "pad" else 0
+        place = torch.arange(size, device=pixels.device)
+        columns = torch.where(flip[:, None], size - 1 - place, place)
+        if not padding:
+            return _gather(pixels, place.expand_as(columns), columns) if self.horizontal_flip else pixels
+        offsets = (draws[:, [_TOP, _LEFT]] * (2 * padding + 1)).long() - padding
+        rows = _reflect(place + offsets[:, :1], size)
+        return _gather(pixels, rows, _reflect(columns + offsets[:, 1:], size))
+
+    def _resized_crop(self, pixels: Tensor, draws: Tensor, flip: Tensor) -> Tensor:
+        height, width = pixels.shape[-2:]
+        top, left, box_height, box_width = self.crop_boxes(draws, height, width).unbind(1)
+        rows = _resize_places(top, box_height, self.image_size)
+        columns = _resize_places(left, box_width, self.image_size)
+        columns = torch.where(flip[:, None], columns.flip(1), columns)
+        across, down = (2 * columns[:, None, :] + 1) / width - 1, (2 * rows[:, :, None] + 1) / height - 1
+        grid = torch.stack(torch.broadcast_tensors(across, down), dim=-1)
+        with torch.autocast(pixels.device.type, enabled=False):
+            return nn.functional.grid_sample(pixels.float(), grid, padding_mode="border", align_corners=False)
+
+    def crop_boxes(self, draws: Tensor, height: int, width: int) -> Tensor:
+        """The boxes of `"resized"` for `draws` (B, 8) in [0, 1): float32 (B, 4) of whole pixels, top, left, height
+        and width."""
+        low, high = self.crop_scale
+        area = (low + (high - low) * draws[:, _AREA]) * (height * width)
+        low, high = (math.log(ratio) for ratio in self.crop_ratio)
+        root_ratio = torch.exp(0.5 * (low + (high - low) * draws[:, _RATIO]))
+        box_height = (area.sqrt() / root_ratio).round().clamp(1, height)
+        box_width = (area.sqrt() * root_ratio).round().clamp(1, width)
+        top = (draws[:, _TOP] * (height - box_height + 1)).floor()
+        left = (draws[:, _LEFT] * (width - box_width + 1)).floor()
+        return torch.stack([top, left, box_height, box_width], dim=1)
+
+    def _jitter_(self, pixels: Tensor, draws: Tensor, is_exact: bool) -> Tensor:
+        """Jitters float pixels from 0 to 255 in place, to values from 0 to 1."""
+        factors = 1 - self.color_jitter + 2 * self.color_jitter * draws[:, _BRIGHTNESS:]
+        brightness, contrast, saturation = factors.view(-1, 3, 1, 1).unbind(1)
+        mean_grey = _grey(_channel_means(pixels, is_exact))
+        # Without clamps in between, the three are one affine map: x -> scale * x + grey_scale * grey(x) + shift.
+        scale = saturation * contrast * brightness / 255.0
+        grey_scale = (1 - saturation) * contrast * brightness / 255.0
+        shift = (1 - contrast) * brightness * mean_grey / 255.0
+        grey = _grey(pixels).mul_(grey_scale).add_(shift)
+        return pixels.mul_(scale.unsqueeze(1)).add_(grey.unsqueeze(1)).clamp_(0.0, 1.0)
+
+
+def _reflect(places: Tensor, size: int) -> Tensor:
+    """Reflects places from -(size - 1) to 2 (size - 1) about the centres of the first and the last pixel."""
+    return (size - 1) - ((size - 1) - places.abs()).abs()
+
+
+def _gather(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """`out[b, c, i, j] = pixels[b, c, rows[b, i], columns[b, j]]`."""
+    batch, channels, height, width = pixels.shape
+    places = (rows.unsqueeze(2) * width + columns.unsqueeze(1)).view(batch, 1, -1)
+    taken = pixels.reshape(batch, channels, -1).gather(2, places.expand(-1, channels, -1))
+    return taken.view(batch, channels, rows.shape[1], columns.shape[1])
+
+
+def _resize_places(start: Tensor, length: Tensor, size: int) -> Tensor:
+    """Where `size` output pixels lie along a box: float32 (B, size), in pixels, kept inside the box's pixels."""
+    steps = torch.arange(size, device=start.device, dtype=torch.float32) + 0.5
+    inside = steps * (length[:, None] / size) - 0.5
+    return start[:, None] + torch.minimum(inside.clamp(min=0), length[:, None] - 1)
+
+
+def _grey(pixels: Tensor) -> Tensor:
+    """Luma of (B, 3, H, W) as (B, H, W)."""
+    grey = pixels[:, 0] * _LUMA[0]
+    return grey.add_(pixels[:, 1], alpha=_LUMA[1]).add_(pixels[:, 2], alpha=_LUMA[2])
+
+
+def _channel_means(pixels: Tensor, is_exact: bool) -> Tensor:
+    """Mean of each channel, float32 (B, 3, 1, 1), the same in whatever order, hence batch, the pixels are summed."""
+    count = pixels.shape[2] * pixels.shape[3]
+    if is_exact:
+        return pixels.sum((2, 3), keepdim=True) / count
+    fixed_point = (pixels * 256.0).round().to(torch.int64)
+    return (fixed_point.sum((2, 3), keepdim=True) / (256.0 * count)).float()

@@ -1,0 +1,886 @@
+# Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
+"""PyTorch SparseJEPA (arXiv 2504.16140): I-JEPA with a sparse grouping of the predictor's latents.
+
+The encoder has the shape of transformers' I-JEPA ViT (pre-norm, no CLS token), with token dropping added: patches
+outside the context are dropped before the first layer, after their position has been added.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_sparsejepa import SparseJEPAConfig
+
+
+@dataclass
+class SparseJEPAPredictorOutput(ModelOutput):
+    """What the predictor and the grouping make of a context.
+
+    Attributes:
+        last_hidden_state (B, M, Nt, D): predicted embeddings ŝ of the target patches.
+        latent_mean (B, M, Nt, K): μ; None without grouping.
+        latent_log_variance (B, M, Nt, K): log σ²; None unless variational.
+        group_activations (B, M, Nt, G, p): the groups' inputs u_g = W⁽ᵍ⁾z, if `output_group_activations=True`.
+    """
+
+    last_hidden_state: Tensor | None = None
+    latent_mean: Tensor | None = None
+    latent_log_variance: Tensor | None = None
+    group_activations: Tensor | None = None
+
+
+@dataclass
+class SparseJEPAModelOutput(ModelOutput):
+    """Outputs of [`SparseJEPAModel`].
+
+    Attributes:
+        last_hidden_state (B, N, D): features of the target encoder over the whole image.
+        pooler_output (B, D): their mean over patches.
+        hidden_states: tuple of (B, N, D), the target encoder's embedding output and the output of each layer, if
+            `output_hidden_states=True`.
+        attentions: tuple of (B, heads, N, N), the target encoder's, if `output_attentions=True` (eager attention).
+        context_hidden_state (B, Nc, D): the context encoder's output, if `context_mask` is given.
+        target_hidden_state (B, M, Nt, D): normalised targets s, without gradient, if `target_mask` is given.
+        predictor_output: [`SparseJEPAPredictorOutput`], if both masks are given.
+    """
+
+    last_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    context_hidden_state: Tensor | None = None
+    target_hidden_state: Tensor | None = None
+    predictor_output: SparseJEPAPredictorOutput | None = None
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return tuple(v.to_tuple() if isinstance(v, ModelOutput) else v for v in ModelOutput.to_tuple(self))
+
+
+@dataclass
+class SparseJEPAForPreTrainingOutput(ModelOutput):
+    """Outputs of [`SparseJEPAForPreTraining`].
+
+    Attributes:
+        loss (): L = L_pred + β·KL, plus λ·Ω in penalty mode.
+        prediction_loss (): L_pred(ŝ, s), a mean over all elements.
+        kl_loss (): KL(q(z|x)‖N(0, I)), summed over latents, averaged over tokens, before β; zero unless variational.
+        sparsity_loss (): Ω(W), before λ; zero without grouping.
+        last_hidden_state, pooler_output, hidden_states, attentions, target_hidden_state, predictor_output: as in
+            [`SparseJEPAModelOutput`].
+    """
+
+    loss: Tensor | None = None
+    prediction_loss: Tensor | None = None
+    kl_loss: Tensor | None = None
+    sparsity_loss: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    target_hidden_state: Tensor | None = None
+    predictor_output: SparseJEPAPredictorOutput | None = None
+
+    to_tuple = SparseJEPAModelOutput.to_tuple
+
+
+def group_lasso(group_weight: Tensor) -> Tensor:
+    """Ω(W) = Σ_g Σ_j ‖W⁽ᵍ⁾_{·,j}‖₂ of W (G, p, K) (oi-VAE, arXiv 1802.06765); zero columns get a zero gradient."""
+    return torch.linalg.vector_norm(group_weight.float(), dim=1).sum()
+
+
+def kl_divergence(latent_mean: Tensor, latent_log_variance: Tensor) -> Tensor:
+    """KL(N(μ, σ²)‖N(0, I)) = ½ Σ_j (μ_j² + σ_j² − 1 − log σ_j²): summed over the last dimension, mean of the rest."""
+    mean, log_variance = latent_mean.float(), latent_log_variance.float()
+    return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(dim=-1).mean()
+
+
+def sincos_position_embeddings(
+    hidden_size: int,
+    grid_size: tuple[int, int],
+    trained_grid_size: tuple[int, int] | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Fixed 2-D sin-cos positions (N, hidden_size) of a row-major grid without a CLS token, as in MAE and I-JEPA.
+
+    The first half of the channels encodes the column, the second the row; each half is [sin, cos] of the coordinate
+    times 10000^(−i/(D/4)). On another grid than the trained one, the same functions are evaluated at the patch
+    centres' places in the trained grid, so nothing is interpolated.
+    """
+    rows, columns = grid_size
+    trained_rows, trained_columns = trained_grid_size or grid_size
+    quarter = hidden_size // 4
+    frequencies = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64, device=device) / quarter)
+
+    def encode(length: int, trained_length: int) -> Tensor:
+        centres = torch.arange(length, dtype=torch.float64, device=device) + 0.5
+        angles = (centres * trained_length / length - 0.5)[:, None] * frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+    row_code = encode(rows, trained_rows)[:, None].expand(rows, columns, -1)
+    column_code = encode(columns, trained_columns)[None].expand(rows, columns, -1)
+    return torch.cat([column_code, row_code], dim=2).reshape(rows * columns, hidden_size).float()
+
+
+def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
+    """Tokens (B, N, D) at patch indices (B, ...) -> (B, ..., D)."""
+    flat = index.flatten(1)
+    return tokens.gather(1, flat[..., None].expand(-1, -1, tokens.shape[-1])).unflatten(1, index.shape[1:])
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """softmax(QKᵀ·scaling)V, with the softmax in float32; (B, heads, L, d) in, (B, L, heads, d) out."""
+    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = F.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class SparseJEPAAttention(nn.Module):
+    """Multi-head attention on transformers' attention interface."""
+
+    is_causal = False
+
+    def __init__(self, config: SparseJEPAConfig, hidden_size: int, num_attention_heads: int):
+        super().__init__()
+        self.config = config
+        self.head_dim = hidden_size // num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_probs_dropout_prob
+        # The attention interface's grouped-query and flex paths look these up.
+        self.num_key_value_groups = 1
+        self.q_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(hidden_size, hidden_size)
+
+    def project(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value, each (B, heads, L, d)."""
+        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        return tuple(
+            projection(hidden_states).view(shape).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """Attention of (B, heads, Lq, d) over (B, heads, Lk, d) -> (B, Lq, heads·d), and its weights if any."""
+        interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        dropout = self.attention_dropout if self.training else 0.0
+        output, weights = interface(self, query, key, value, None, dropout=dropout, scaling=self.scaling, **kwargs)
+        return output.flatten(2), weights
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        output, weights = self.attend(*self.project(hidden_states), **kwargs)
+        return self.o_proj(output), weights
+
+
+class SparseJEPABlockAttention(SparseJEPAAttention):
+    """Attention over [context, block 1 … block M]: the context sees itself, a block sees the context and itself.
+
+    Equal to one pass per block in which the context does not look at the block, and needs no mask, so every attention
+    back end serves. (I-JEPA's own predictor lets each pass's copy of the context look at that pass's block.)
+    """
+
+    def forward(
+        self, hidden_states: Tensor, num_context: int, num_blocks: int, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        query, key, value = self.project(hidden_states)
+        context, _ = self.attend(*(states[:, :, :num_context] for states in (query, key, value)), **kwargs)
+        query = self._blocks(query[:, :, num_context:], num_blocks)
+        key, value = (self._context_and_blocks(states, num_context, num_blocks) for states in (key, value))
+        blocks, weights = self.attend(query, key, value, **kwargs)
+        blocks = blocks.reshape(hidden_states.shape[0], -1, blocks.shape[-1])
+        return self.o_proj(torch.cat([context, blocks], dim=1)), weights
+
+    @staticmethod
+    def _blocks(states: Tensor, num_blocks: int) -> Tensor:
+        """(B, heads, M·Nt, d) -> (B·M, heads, Nt, d)."""
+        return states.unflatten(2, (num_blocks, -1)).transpose(1, 2).flatten(0, 1)
+
+    def _context_and_blocks(self, states: Tensor, num_context: int, num_blocks: int) -> Tensor:
+        """(B, heads, Nc + M·Nt, d) -> (B·M, heads, Nc + Nt, d)."""
+        context = states[:, None, :, :num_context].expand(-1, num_blocks, -1, -1, -1).flatten(0, 1)
+        return torch.cat([context, self._blocks(states[:, :, num_context:], num_blocks)], dim=2)
+
+
+class SparseJEPAMLP(nn.Module):
+    """Two linear maps with an activation between."""
+
+    def __init__(self, config: SparseJEPAConfig, hidden_size: int, intermediate_size: int):
+        super().__init__()
+        self.fc1 = nn.Linear(hidden_size, intermediate_size)
+        self.fc2 = nn.Linear(intermediate_size, hidden_size)
+        self.activation_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
+
+
+class _PreNormLayer(GradientCheckpointingLayer):
+    """x + Attention(LN(x)), then x + MLP(LN(x)); keyword arguments go to the attention."""
+
+    attention_class = SparseJEPAAttention
+
+    def __init__(self, config: SparseJEPAConfig, hidden_size: int, num_attention_heads: int, intermediate_size: int):
+        super().__init__()
+        self.attention = self.attention_class(config, hidden_size, num_attention_heads)
+        self.layernorm_before = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.layernorm_after = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.mlp = SparseJEPAMLP(config, hidden_size, intermediate_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        attention_output, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
+        hidden_states = hidden_states + self.dropout(attention_output)
+        return hidden_states + self.dropout(self.mlp(self.layernorm_after(hidden_states)))
+
+
+class SparseJEPALayer(_PreNormLayer):
+    """A transformer layer of the encoders."""
+
+    def __init__(self, config: SparseJEPAConfig):
+        super().__init__(config, config.hidden_size, config.num_attention_heads, config.intermediate_size)
+
+
+class SparseJEPAPredictorLayer(_PreNormLayer):
+    """A transformer layer of the predictor, with isolated target blocks."""
+
+    attention_class = SparseJEPABlockAttention
+
+    def __init__(self, config: SparseJEPAConfig):
+        super().__init__(
+            config,
+            config.predictor_hidden_size,
+            config.predictor_num_attention_heads,
+            config.predictor_intermediate_size,
+        )
+
+
+class SparseJEPAPatchEmbeddings(nn.Module):
+    """(B, C, H, W) -> (B, N, D), patches in row-major order: a strided convolution, computed as a matrix product."""
+
+    def __init__(self, config: SparseJEPAConfig):
+        super().__init__()
+        patch_size = config.patch_size
+        self.patch_size = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
+        self.num_channels = config.num_channels
+        self.projection = nn.Conv2d(config.num_channels, config.hidden_size, self.patch_size, self.patch_size)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        (patch_height, patch_width), weight = self.patch_size, self.projection.weight
+        patches = pixel_values.unflatten(3, (-1, patch_width)).unflatten(2, (-1, patch_height))
+        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        return F.linear(patches.to(weight.dtype), weight.flatten(1), self.projection.bias)
+
+
+class SparseJEPAEmbeddings(nn.Module):
+    """Patch content plus fixed sin-cos positions; patches outside `context_mask` are dropped here."""
+
+    def __init__(self, config: SparseJEPAConfig):
+        super().__init__()
+        self.config = config
+        self.patch_embeddings = SparseJEPAPatchEmbeddings(config)
+        positions = sincos_position_embeddings(config.hidden_size, config.grid_size)
+        self.register_buffer("position_embeddings", positions, persistent=False)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def _positions(self, pixel_values: Tensor, interpolate_pos_encoding: bool) -> Tensor:
+        size = tuple(pixel_values.shape[-2:])
+        image_size = self.config.image_size
+        expected = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        if size == expected:
+            return self.position_embeddings
+        patch = self.patch_embeddings.patch_size
+        if not interpolate_pos_encoding:
+            raise ValueError(
+                f"The images are {size[0]}x{size[1]} pixels, but the model expects {expected[0]}x{expected[1]}. "
+                "Resize them, or pass interpolate_pos_encoding=True."
+            )
+        if size[0] % patch[0] or size[1] % patch[1]:
+            raise ValueError(
+                f"The images are {size[0]}x{size[1]} pixels, which patches of {patch[0]}x{patch[1]} do not divide. "
+                "Resize them to a multiple of the patch size."
+            )
+        grid = (size[0] // patch[0], size[1] // patch[1])
+        return sincos_position_embeddings(
+            self.config.hidden_size, grid, self.config.grid_size, device=self.position_embeddings.device
+        )
+
+    def forward(
+        self, pixel_values: Tensor, context_mask: Tensor | None = None, interpolate_pos_encoding: bool = False
+    ) -> Tensor:
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
+            raise ValueError(
+                f"pixel_values has the shape {tuple(pixel_values.shape)}; expected "
+                f"(batch, {self.config.num_channels}, height, width)."
+            )
+        positions = self._positions(pixel_values, interpolate_pos_encoding)
+        embeddings = self.patch_embeddings(pixel_values)
+        embeddings = embeddings + positions.to(embeddings.dtype)
+        if context_mask is not None:
+            embeddings = gather_tokens(embeddings, context_mask)
+        return self.dropout(embeddings)
+
+
+class SparseJEPAEncoder(nn.Module):
+    """The ViT that serves as context encoder and as target encoder."""
+
+    def __init__(self, config: SparseJEPAConfig):
+        super().__init__()
+        self.embeddings = SparseJEPAEmbeddings(config)
+        self.layers = nn.ModuleList([SparseJEPALayer(config) for _ in range(config.num_hidden_layers)])
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        context_mask: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Any,
+    ) -> Tensor:
+        """(B, C, H, W) -> (B, N, D), or (B, Nc, D) with `context_mask` (B, Nc)."""
+        hidden_states = self.embeddings(pixel_values, context_mask, interpolate_pos_encoding)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, **kwargs)
+        return self.layernorm(hidden_states)
+
+
+class SparseJEPATransformerPredictor(nn.Module):
+    """I-JEPA's narrow ViT over context tokens and mask tokens; all blocks in one pass, isolated from one another."""
+
+    def __init__(self, config: SparseJEPAConfig):
+        super().__init__()
+        width = config.predictor_hidden_size
+        self.embed = nn.Linear(config.hidden_size, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, 1, width))
+        self.layers = nn.ModuleList(
+            [SparseJEPAPredictorLayer(config) for _ in range(config.predictor_num_hidden_layers)]
+        )
+        self.layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        context_mask: Tensor,
+        target_mask: Tensor,
+        position_embeddings: Tensor,
+        **kwargs: Any,
+    ) -> Tensor:
+        """h (B, Nc, D), `context_mask` (B, Nc), `target_mask` (B, M, Nt), positions (N, D_p) -> (B, M, Nt, D_p)."""
+        num_context, num_blocks = context_mask.shape[1], target_mask.shape[1]
+        context = self.embed(hidden_states)
+        positions = position_embeddings.to(context.dtype)
+        context = context + positions[context_mask]
+        blocks = self.mask_token.to(context.dtype) + positions[target_mask]
+        tokens = torch.cat([context, blocks.flatten(1, 2)], dim=1)
+        for layer in self.layers:
+            tokens = layer(tokens, num_context=num_context, num_blocks=num_blocks, **kwargs)
+        return self.layernorm(tokens[:, num_context:]).unflatten(1, target_mask.shape[1:])
+
+
+class SparseJEPAMLPPredictor(nn.Module):
+    """The paper's component list: pooled context + the target's position embedding -> shallow MLP."""
+
+    def __init__(self, config: SparseJEPAConfig):
+        super().__init__()
+        width = config.predictor_hidden_size
+        self.embed = nn.Linear(config.hidden_size, width)
+        self.norms = nn.ModuleList(
+            [nn.LayerNorm(width, eps=config.layer_norm_eps) for _ in range(config.predictor_num_hidden_layers)]
+        )
+        self.layers = nn.ModuleList(
+            [
+                SparseJEPAMLP(config, width, config.predictor_intermediate_size)
+                for _ in range(config.predictor_num_hidden_layers)
+            ]
+        )
+        self.layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        context_mask: Tensor,
+        target_mask: Tensor,
+        position_embeddings: Tensor,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Shapes as in [`SparseJEPATransformerPredictor`]; `context_mask` does not matter here."""
+        pooled = self.embed(hidden_states.mean(dim=1))
+        tokens = pooled[:, None, None] + position_embeddings.to(pooled.dtype)[target_mask]
+        for norm, layer in zip(self.norms, self.layers, strict=True):
+            tokens = tokens + layer(norm(tokens))
+        return self.layernorm(tokens)
+
+
+class SparseJEPAGrouping(nn.Module):
+    """Latents -> groups -> embedding: μ, log σ², u_g = W⁽ᵍ⁾z, ŝ_g = f_g(u_g), ŝ = [ŝ_1 … ŝ_G].
+
+    `group_weight` is W (G, p, K); each generator f_g is a two-layer MLP p -> generator_hidden_size -> D/G of its own,
+    and all run in one batched product.
+    """
+
+    def __init__(self, config: SparseJEPAConfig):
+        super().__init__()
+        groups, latents, size = config.num_groups, config.num_latents, config.group_size
+        hidden, slice_size = config.generator_hidden_size, config.hidden_size // config.num_groups
+        self.latent_mean = nn.Linear(config.predictor_hidden_size, latents)
+        self.latent_log_variance = nn.Linear(config.predictor_hidden_size, latents) if config.variational else None
+        self.group_weight = nn.Parameter(torch.empty(groups, size, latents))
+        self.generator_in_weight = nn.Parameter(torch.empty(groups, size, hidden))
+        self.generator_in_bias = nn.Parameter(torch.empty(groups, 1, hidden))
+        self.generator_out_weight = nn.Parameter(torch.empty(groups, hidden, slice_size))
+        self.generator_out_bias = nn.Parameter(torch.empty(groups, 1, slice_size))
+        self.activation_fn = ACT2FN[config.hidden_act]
+
+    def forward(
+        self, hidden_states: Tensor, latent_noise: Tensor | None = None, output_group_activations: bool = False
+    ) -> SparseJEPAPredictorOutput:
+        """(..., D_p) -> predictor output with (..., D); `latent_noise` (..., K) is ε, drawn here if not given."""
+        mean = self.latent_mean(hidden_states)
+        log_variance = self.latent_log_variance(hidden_states) if self.latent_log_variance is not None else None
+        latents = self._sample(mean, log_variance, latent_noise)
+        groups, size, count = self.group_weight.shape
+        inputs = F.linear(latents.flatten(0, -2), self.group_weight.view(groups * size, count))
+        inputs = inputs.view(-1, groups, size).transpose(0, 1)  # (G, tokens, p)
+        hidden = self.activation_fn(torch.baddbmm(self.generator_in_bias, inputs, self.generator_in_weight))
+        slices = torch.baddbmm(self.generator_out_bias, hidden, self.generator_out_weight)
+        prediction = slices.transpose(0, 1).reshape(*mean.shape[:-1], -1)
+        activations = inputs.transpose(0, 1).unflatten(0, mean.shape[:-1]) if output_group_activations else None
+        return SparseJEPAPredictorOutput(prediction, mean, log_variance, activations)
+
+    def _sample(self, mean: Tensor, log_variance: Tensor | None, noise: Tensor | None) -> Tensor:
+        if log_variance is None or not self.training:
+            return mean
+        noise = torch.randn_like(mean) if noise is None else noise.to(mean.dtype)
+        return mean + noise * (0.5 * log_variance).exp()
+
+
+class SparseJEPALinearHead(nn.Module):
+    """Plain I-JEPA's end of the predictor: a linear map from D_p to D."""
+
+    def __init__(self, config: SparseJEPAConfig):
+        super().__init__()
+        self.projection = nn.Linear(config.predictor_hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> SparseJEPAPredictorOutput:
+        return SparseJEPAPredictorOutput(self.projection(hidden_states))
+
+
+class SparseJEPAPredictor(nn.Module):
+    """Predictor trunk, then grouping (SparseJEPA) or a linear map (I-JEPA)."""
+
+    def __init__(self, config: SparseJEPAConfig):
+        super().__init__()
+        trunk = SparseJEPATransformerPredictor if config.predictor_type == "transformer" else SparseJEPAMLPPredictor
+        self.config = config
+        self.trunk = trunk(config)
+        positions = sincos_position_embeddings(config.predictor_hidden_size, config.grid_size)
+        self.register_buffer("position_embeddings", positions, persistent=False)
+        self.grouping = SparseJEPAGrouping(config) if config.use_grouping else SparseJEPALinearHead(config)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        context_mask: Tensor,
+        target_mask: Tensor,
+        *,
+        grid_size: tuple[int, int] | None = None,
+        latent_noise: Tensor | None = None,
+        output_group_activations: bool = False,
+        **kwargs: Any,
+    ) -> SparseJEPAPredictorOutput:
+        positions = self.position_embeddings
+        if grid_size is not None and grid_size != self.config.grid_size:
+            positions = sincos_position_embeddings(
+                self.config.predictor_hidden_size, grid_size, self.config.grid_size, device=positions.device
+            )
+        hidden_states = self.trunk(hidden_states, context_mask, target_mask, positions, **kwargs)
+        return self.grouping(
+            hidden_states, latent_noise=latent_noise, output_group_activations=output_group_activations
+        )
+
+
+class SparseJEPAPreTrainedModel(PreTrainedModel):
+    """Weight initialisation, and how the family loads and saves."""
+
+    config_class = SparseJEPAConfig
+    base_model_prefix = "sparsejepa"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["SparseJEPAEmbeddings", "SparseJEPALayer", "SparseJEPAPredictorLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(SparseJEPALayer, index=0, layer_name="target_encoder"),
+        "attentions": OutputRecorder(SparseJEPAAttention, index=1, layer_name="target_encoder"),
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, mean=0.0, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, SparseJEPAPatchEmbeddings):
+            self._init_patch_projection(module.projection)
+        elif isinstance(module, SparseJEPAEmbeddings):
+            positions = sincos_position_embeddings(self.config.hidden_size, self.config.grid_size)
+            init.copy_(module.position_embeddings, positions)
+        elif isinstance(module, SparseJEPAPredictor):
+            positions = sincos_position_embeddings(self.config.predictor_hidden_size, self.config.grid_size)
+            init.copy_(module.position_embeddings, positions)
+        elif isinstance(module, SparseJEPATransformerPredictor):
+            init.trunc_normal_(module.mask_token, mean=0.0, std=std)
+        elif isinstance(module, SparseJEPAGrouping):
+            self._init_grouping(module)
+
+    def _init_patch_projection(self, projection: nn.Conv2d) -> None:
+        # Xavier-uniform over the flattened patch. With std 0.02 content would enter five times weaker than the
+        # positions, which JEPA then learns to predict instead of the image.
+        fan_out, fan_in = projection.weight.flatten(1).shape
+        bound = (6.0 / (fan_in + fan_out)) ** 0.5
+        init.uniform_(projection.weight, -bound, bound)
+        init.zeros_(projection.bias)
+
+    def _init_grouping(self, grouping: SparseJEPAGrouping) -> None:
+        # Columns of W start with norms near sqrt(p/K), so that u_g has the scale of z.
+        init.normal_(grouping.group_weight, mean=0.0, std=self.config.num_latents**-0.5)
+        for weight in (grouping.generator_in_weight, grouping.generator_out_weight):
+            init.normal_(weight, mean=0.0, std=(2.0 / (weight.shape[1] + weight.shape[2])) ** 0.5)
+        init.zeros_(grouping.generator_in_bias)
+        init.zeros_(grouping.generator_out_bias)
+        init.trunc_normal_(grouping.latent_mean.weight, mean=0.0, std=self.config.predictor_hidden_size**-0.5)
+        if grouping.latent_log_variance is not None:
+            # Starts with σ = e⁻¹: noise below the signal, and a KL that is finite and has somewhere to go.
+            init.zeros_(grouping.latent_log_variance.weight)
+            init.constant_(grouping.latent_log_variance.bias, -2.0)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any):
+        """As in transformers. Loading makes every parameter trainable; the target encoder is frozen again here."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        for module in model.modules():
+            if isinstance(module, SparseJEPAModel):
+                module.target_encoder.requires_grad_(False)
+        return loaded
+
+    def save_pretrained(self, save_directory, *args: Any, **kwargs: Any):
+        """As in transformers; the checkpoint also carries its code, under every class that can load it."""
+        if self._auto_class is not None:
+            self.config.auto_map = dict(AUTO_MAP)
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+
+# What trust_remote_code=True looks up in config.json, whichever of the classes wrote it.
+AUTO_MAP = {
+    "AutoConfig": "configuration_sparsejepa.SparseJEPAConfig",
+    "AutoModel": "modeling_sparsejepa.SparseJEPAModel",
+    "AutoModelForPreTraining": "modeling_sparsejepa.SparseJEPAForPreTraining",
+    "AutoModelForImageClassification": "modeling_sparsejepa.SparseJEPAForImageClassification",
+}
+
+
+class SparseJEPAModel(SparseJEPAPreTrainedModel):
+    """Context encoder, target encoder, predictor and grouping.
+
+    Called with pixels alone it returns features of the target encoder; with `context_mask` and `target_mask` also the
+    targets and the predictor's output. The target encoder never requires a gradient and starts as a copy of the
+    context encoder.
+    """
+
+    def __init__(self, config: SparseJEPAConfig):
+        super().__init__(config)
+        self.context_encoder = SparseJEPAEncoder(config)
+        self.target_encoder = SparseJEPAEncoder(config)
+        self.predictor = SparseJEPAPredictor(config)
+        self.target_encoder.requires_grad_(False)
+        self.post_init()
+        self.reset_target_encoder()
+
+    @torch.no_grad()
+    def reset_target_encoder(self) -> None:
+        """Makes the target encoder an exact copy of the context encoder."""
+        for target, source in zip(self.target_encoder.parameters(), self.context_encoder.parameters(), strict=True):
+            target.copy_(source)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.target_encoder.embeddings.patch_embeddings
+
+    @can_return_tuple
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: Tensor,
+        context_mask: Tensor | None = None,
+        target_mask: Tensor | None = None,
+        skip_predictor: bool = False,
+        interpolate_pos_encoding: bool = False,
+        latent_noise: Tensor | None = None,
+        output_group_activations: bool = False,
+        **kwargs: Any,
+    ) -> SparseJEPAModelOutput:
+        """Runs the encoders and, with both masks, the predictor.
+
+        Args:
+            pixel_values (B, C, H, W): normalised images.
+            context_mask (B, Nc) int64: indices of the patches that the context encoder sees.
+            target_mask (B, M, Nt) int64: indices of M target blocks of Nt patches.
+            skip_predictor: return encodings only.
+            interpolate_pos_encoding: accept images of another size, with sin-cos positions for their grid.
+            latent_noise (B, M, Nt, K): ε of the latents in training; drawn if not given.
+            output_group_activations: also return u (B, M, Nt, G, p).
+
+        Raises:
+            ValueError: if the masks' shapes do not fit, or only one is given and the predictor is not skipped.
+        """
+        if not skip_predictor and (context_mask is None) != (target_mask is None):
+            given, missing = ("context_mask", "target_mask")[:: 1 if target_mask is None else -1]
+            raise ValueError(
+                f"{given} is given but {missing} is not; the predictor needs both. Pass both, or skip_predictor=True."
+            )
+        self._check_masks(pixel_values, context_mask, target_mask)
+        predicting = target_mask is not None
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not predicting):
+            hidden_states = self.target_encoder(
+                pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+            )
+            targets = self._targets(hidden_states, target_mask) if predicting else None
+        context, prediction = None, None
+        if context_mask is not None:
+            context = self.context_encoder(pixel_values, context_mask, interpolate_pos_encoding, **kwargs)
+            if predicting and not skip_predictor:
+                patch = self.target_encoder.embeddings.patch_embeddings.patch_size
+                prediction = self.predictor(
+                    context,
+                    context_mask,
+                    target_mask,
+                    grid_size=(pixel_values.shape[2] // patch[0], pixel_values.shape[3] // patch[1]),
+                    latent_noise=latent_noise,
+                    output_group_activations=output_group_activations,
+                    **kwargs,
+                )
+        return SparseJEPAModelOutput(
+            last_hidden_state=hidden_states,
+            pooler_output=hidden_states.mean(dim=1),
+            context_hidden_state=context,
+            target_hidden_state=targets,
+            predictor_output=prediction,
+        )
+
+    def _targets(self, hidden_states: Tensor, target_mask: Tensor) -> Tensor:
+        """s = LN(E_θ̄(x)), without affine, at the target patches: (B, M, Nt, D) float32."""
+        targets = gather_tokens(hidden_states, target_mask).float()
+        if self.config.target_normalization == "layer_norm":
+            targets = F.layer_norm(targets, targets.shape[-1:], eps=self.config.layer_norm_eps)
+        return targets
+
+    @staticmethod
+    def _check_masks(pixel_values: Tensor, context_mask: Tensor | None, target_mask: Tensor | None) -> None:
+        for name, mask, ndim, shape in (
+            ("context_mask", context_mask, 2, "(batch, context patches)"),
+            ("target_mask", target_mask, 3, "(batch, blocks, patches of a block)"),
+        ):
+            if mask is None:
+                continue
+            if mask.ndim != ndim or mask.shape[0] != pixel_values.shape[0] or mask.is_floating_point():
+                raise ValueError(
+                    f"{name} has the shape {tuple(mask.shape)} and type {mask.dtype} for a batch of "
+                    f"{pixel_values.shape[0]}; expected integer patch indices of shape {shape}, as "
+                    "MultiBlockMaskSampler returns them."
+                )
+
+
+class SparseJEPAForPreTraining(SparseJEPAPreTrainedModel):
+    """[`SparseJEPAModel`] with the loss L = L_pred(ŝ, s) + β·KL + λ·Ω(W) and its parts."""
+
+    # The loss is a mean over the batch, so the Trainer must divide it by the accumulation steps itself.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: SparseJEPAConfig):
+        super().__init__(config)
+        self.sparsejepa = SparseJEPAModel(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.sparsejepa.get_input_embeddings()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        context_mask: Tensor | None = None,
+        target_mask: Tensor | None = None,
+        kl_weight: float | Tensor | None = None,
+        sparsity_weight: float | Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        latent_noise: Tensor | None = None,
+        output_group_activations: bool = False,
+        return_loss: bool = True,
+        **kwargs: Any,
+    ) -> SparseJEPAForPreTrainingOutput:
+        """Computes the loss; shapes as in [`SparseJEPAModel.forward`].
+
+        Args:
+            kl_weight: β of this call, in place of the configuration's (warm-up).
+            sparsity_weight: λ of this call; used in the loss in penalty mode only.
+            return_loss: `False` leaves the loss out and allows calls without masks.
+
+        Raises:
+            ValueError: if a loss is wanted without masks.
+        """
+        if return_loss and (context_mask is None or target_mask is None):
+            raise ValueError(
+                "The pre-training loss needs context_mask and target_mask. Draw them with MultiBlockMaskSampler("
+                "config.grid_size)(batch_size, step), or pass return_loss=False for features."
+            )
+        outputs = self.sparsejepa(
+            pixel_values,
+            context_mask,
+            target_mask,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            latent_noise=latent_noise,
+            output_group_activations=output_group_activations,
+            **kwargs,
+        )
+        parts = self._loss(outputs, kl_weight, sparsity_weight) if return_loss else {}
+        return SparseJEPAForPreTrainingOutput(
+            **parts,
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=outputs.pooler_output,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            target_hidden_state=outputs.target_hidden_state,
+            predictor_output=outputs.predictor_output,
+        )
+
+    def _loss(
+        self,
+        outputs: SparseJEPAModelOutput,
+        kl_weight: float | Tensor | None,
+        sparsity_weight: float | Tensor | None,
+    ) -> dict[str, Tensor]:
+        config, predicted = self.config, outputs.predictor_output
+        distance = F.smooth_l1_loss if config.loss_type == "smooth_l1" else F.mse_loss
+        prediction_loss = distance(predicted.last_hidden_state.float(), outputs.target_hidden_state)
+        kl_loss = sparsity_loss = prediction_loss.new_zeros(())
+        loss = prediction_loss
+        if predicted.latent_log_variance is not None:
+            kl_loss = kl_divergence(predicted.latent_mean, predicted.latent_log_variance)
+            loss = loss + (config.kl_weight if kl_weight is None else kl_weight) * kl_loss
+        if config.use_grouping:
+            penalised = config.sparsity_mode == "penalty"
+            with torch.set_grad_enabled(torch.is_grad_enabled() and penalised):
+                sparsity_loss = group_lasso(self.sparsejepa.predictor.grouping.group_weight)
+            if penalised:
+                loss = loss + (config.sparsity_weight if sparsity_weight is None else sparsity_weight) * sparsity_loss
+        return {
+            "loss": loss,
+            "prediction_loss": prediction_loss,
+            "kl_loss": kl_loss,
+            "sparsity_loss": sparsity_loss,
+        }
+
+
+class SparseJEPAVisionModel(SparseJEPAPreTrainedModel):
+    """The target encoder alone, loaded from the same checkpoint at half the memory or less."""
+
+    _keys_to_ignore_on_load_unexpected = [r"(^|\.)context_encoder\.", r"(^|\.)predictor\."]
+
+    def __init__(self, config: SparseJEPAConfig):
+        super().__init__(config)
+        self.target_encoder = SparseJEPAEncoder(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.target_encoder.embeddings.patch_embeddings
+
+    @can_return_tuple
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self, pixel_values: Tensor, interpolate_pos_encoding: bool = False, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        """(B, C, H, W) -> `last_hidden_state` (B, N, D) and its mean `pooler_output` (B, D)."""
+        hidden_states = self.target_encoder(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states.mean(dim=1))
+
+
+class SparseJEPAForImageClassification(SparseJEPAPreTrainedModel):
+    """The target encoder with a linear classifier on its mean-pooled features."""
+
+    _keys_to_ignore_on_load_unexpected = SparseJEPAVisionModel._keys_to_ignore_on_load_unexpected
+
+    def __init__(self, config: SparseJEPAConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.sparsejepa = SparseJEPAVisionModel(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.sparsejepa.get_input_embeddings()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Any,
+    ) -> ImageClassifierOutput:
+        """(B, C, H, W) -> `logits` (B, num_labels), and `loss` if `labels` (B,) are given."""
+        outputs = self.sparsejepa(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        logits = self.classifier(outputs.pooler_output)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels, logits, self.config)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+__all__ = [
+    "SparseJEPAForImageClassification",
+    "SparseJEPAForPreTraining",
+    "SparseJEPAForPreTrainingOutput",
+    "SparseJEPAModel",
+    "SparseJEPAModelOutput",
+    "SparseJEPAPreTrainedModel",
+    "SparseJEPAPredictorOutput",
+    "SparseJEPAVisionModel",
+    "group_lasso",
+    "kl_divergence",
+    "sincos_position_embeddings",
+]

@@ -1,0 +1,118 @@
+# Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
+"""What happens once per optimizer step, whatever the accumulation: weight decay, EMA, proximal step."""
+
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from ..modeling_sparsejepa import SparseJEPAForPreTraining
+from .arguments import SparseJEPATrainingArguments
+from .ema import ema_update_, local_shard
+from .proximal import proximal_step_
+from .schedules import cosine, linear, linear_warmup, warmup_steps
+
+
+# Keys of our own in the optimizer's parameter groups; they are saved and restored with its state.
+DECAYED = "is_decayed"
+GROUP_WEIGHT = "is_group_weight"
+SPARSITY_PULL = "sparsity_pull"
+
+
+def unwrap(model: nn.Module) -> SparseJEPAForPreTraining:
+    """The model inside DDP, torch.compile and other wrappers of one module."""
+    while not isinstance(model, SparseJEPAForPreTraining):
+        inner = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
+        if inner is None:
+            raise TypeError(f"The model is a {type(model).__name__}; expected SparseJEPAForPreTraining.")
+        model = inner
+    return model
+
+
+def ema_momentum(args: SparseJEPATrainingArguments, step: int, total_steps: int) -> float:
+    """m of optimizer step `step`, linear from `ema_momentum` to `ema_momentum_end` (I-JEPA)."""
+    return linear(step, total_steps, args.ema_momentum, args.ema_momentum_end)
+
+
+def weight_decay(args: SparseJEPATrainingArguments, step: int, total_steps: int) -> float:
+    """Weight decay of optimizer step `step`, along half a cosine to `weight_decay_end` if that is set."""
+    end = args.weight_decay if args.weight_decay_end is None else args.weight_decay_end
+    return cosine(step, total_steps, args.weight_decay, end)
+
+
+def sparsity_weight(args: SparseJEPATrainingArguments, weight: float, step: int, total_steps: int) -> float:
+    """λ of optimizer step `step`: `weight` after a linear warm-up."""
+    return weight * linear_warmup(step, warmup_steps(args.sparsity_warmup_steps, total_steps))
+
+
+def kl_weight(args: SparseJEPATrainingArguments, weight: float, step: int, total_steps: int) -> float:
+    """β of optimizer step `step`: `weight` after a linear warm-up."""
+    return weight * linear_warmup(step, warmup_steps(args.kl_warmup_steps, total_steps))
+
+
+def group_weight_group(optimizer: Optimizer) -> dict[str, Any] | None:
+    """The optimizer's parameter group that holds W, if the model has one."""
+    return next((group for group in optimizer.param_groups if group.get(GROUP_WEIGHT)), None)
+
+
+class OptimizerStepCallback(TrainerCallback):
+    """Sets the weight decay before each optimizer step; after it, updates the target encoder and thresholds W."""
+
+    def on_train_begin(
+        self,
+        args: SparseJEPATrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module,
+        **kwargs: Any,
+    ) -> None:
+        sparsejepa = unwrap(model).sparsejepa
+        self._targets = list(sparsejepa.target_encoder.parameters())
+        self._sources = list(sparsejepa.context_encoder.parameters())
+
+    def on_pre_optimizer_step(
+        self,
+        args: SparseJEPATrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Optimizer,
+        **kwargs: Any,
+    ) -> None:
+        if args.weight_decay_end is None:
+            return
+        value = weight_decay(args, state.global_step, state.max_steps)
+        for group in optimizer.param_groups:
+            if group.get(DECAYED):
+                group["weight_decay"] = value
+
+    def on_optimizer_step(
+        self,
+        args: SparseJEPATrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module,
+        optimizer: Optimizer,
+        **kwargs: Any,
+    ) -> None:
+        # A loss scaler skips the step after an overflow; nothing has moved then.
+        if getattr(optimizer, "step_was_skipped", False):
+            return
+        ema_update_(self._targets, self._sources, ema_momentum(args, state.global_step, state.max_steps))
+        self._threshold(args, state, unwrap(model), optimizer)
+
+    @staticmethod
+    def _threshold(
+        args: SparseJEPATrainingArguments,
+        state: TrainerState,
+        model: SparseJEPAForPreTraining,
+        optimizer: Optimizer,
+    ) -> None:
+        group = group_weight_group(optimizer)
+        if group is None:
+            return
+        weight = sparsity_weight(args, model.config.sparsity_weight, state.global_step, state.max_steps)
+        pull = weight * float(group["lr"])
+        group[SPARSITY_PULL] += pull
+        if model.config.sparsity_mode == "proximal":
+            proximal_step_(local_shard(group["params"][0]), pull)

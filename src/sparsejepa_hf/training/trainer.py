@@ -1,0 +1,333 @@
+# Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
+"""The Trainer that pre-trains SparseJEPA."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import Dataset
+from transformers import Trainer, ViTImageProcessor
+
+from ..counter_rng import normal, stream_keys
+from ..data import BatchAugmentation, collate_images, normalize_images
+from ..masking import MultiBlockMaskSampler
+from ..modeling_sparsejepa import SparseJEPAForPreTraining, SparseJEPAForPreTrainingOutput
+from . import callbacks as steps
+from .arguments import SparseJEPATrainingArguments
+from .checkpoints import last_complete_checkpoint
+from .model_card import write_model_card
+from .monitors import (
+    CollapseGuard,
+    FeatureWindow,
+    KNNMonitor,
+    LossMeter,
+    NonFiniteLossError,
+    Throughput,
+    group_weight_statistics,
+)
+
+
+AUGMENTATION_STREAM = 2
+NOISE_STREAM = 3
+# Evaluation draws its masks at a step of its own, so that they are the same at every evaluation.
+EVALUATION_STEP = -1
+
+_NON_FINITE_ADVICE = (
+    "Try a smaller learning_rate, a longer warmup_steps, max_grad_norm=1.0, smaller kl_weight and sparsity_weight, or "
+    "fp32 instead of fp16."
+)
+
+
+class SparseJEPATrainer(Trainer):
+    """transformers' `Trainer` for [`SparseJEPAForPreTraining`].
+
+    It samples masks and augments on the device, composes the loss with warm-ups of λ and β, updates the target encoder
+    and thresholds W once per optimizer step, and logs every part of the loss beside what tells a healthy run.
+
+    Masks, augmentation and latent noise of a sample depend on (seed, optimizer step, place in the global batch) alone:
+    not on the number of processes or accumulation steps, nor on an interruption.
+
+    Args:
+        model: [`SparseJEPAForPreTraining`].
+        args: [`SparseJEPATrainingArguments`].
+        train_dataset: examples {"pixel_values": uint8 (C, S, S)}, which are augmented and normalised here, or float
+            (C, H, W), which are used as they are. `labels` are never used for training.
+        eval_dataset: held-out examples; their loss is measured without augmentation.
+        processing_class: image processor, saved with the checkpoint; its `image_mean` and `image_std` normalise.
+        knn_datasets: (bank, held-out) labelled data sets for the kNN monitor, used if `knn_steps` > 0.
+        kwargs: as for `Trainer`.
+
+    Raises:
+        ValueError: if the masks cannot exist on the model's grid, or arguments do not fit together.
+    """
+
+    # The loss is a mean over the batch.
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model: SparseJEPAForPreTraining,
+        args: SparseJEPATrainingArguments,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | None = None,
+        processing_class: Any | None = None,
+        knn_datasets: tuple[Dataset, Dataset] | None = None,
+        data_collator: Callable[[list[dict[str, Any]]], dict[str, Tensor]] | None = None,
+        **kwargs: Any,
+    ):
+        if not isinstance(model, SparseJEPAForPreTraining):
+            raise TypeError(f"model is a {type(model).__name__}; expected SparseJEPAForPreTraining.")
+        if not isinstance(args, SparseJEPATrainingArguments):
+            raise TypeError(f"args is a {type(args).__name__}; expected SparseJEPATrainingArguments.")
+        if processing_class is None:
+            processing_class = default_image_processor(model.config.image_size)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            data_collator=data_collator or collate_images,
+            **kwargs,
+        )
+        self.mask_sampler = MultiBlockMaskSampler(
+            model.config.grid_size,
+            num_target_blocks=args.num_target_blocks,
+            num_target_patches=args.num_target_patches,
+            num_context_patches=args.num_context_patches,
+            target_aspect_ratio=tuple(args.target_aspect_ratio),
+            seed=args.seed,
+        )
+        self._augmentation = self._build_augmentation()
+        self._losses, self._features = LossMeter(), FeatureWindow(args.monitor_samples)
+        self._throughput, self._guard = Throughput(), CollapseGuard(args)
+        self._slot_step, self._next_slot, self._evaluation_slot = -1, 0, 0
+        self.add_callback(steps.OptimizerStepCallback())
+        self._add_knn_monitor(knn_datasets)
+
+    def _build_augmentation(self) -> BatchAugmentation | None:
+        size = self.model.config.image_size
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        if sides[0] != sides[1]:
+            # Only square uint8 images are augmented here; float images of any shape are used as they are.
+            return None
+        args = self.args
+        return BatchAugmentation(
+            sides[0],
+            self.processing_class.image_mean,
+            self.processing_class.image_std,
+            crop=args.crop,
+            crop_padding=args.crop_padding,
+            crop_scale=tuple(args.crop_scale),
+            horizontal_flip=args.horizontal_flip,
+            color_jitter=args.color_jitter,
+        )
+
+    def _add_knn_monitor(self, knn_datasets: tuple[Dataset, Dataset] | None) -> None:
+        if self.args.knn_steps and knn_datasets is None:
+            raise ValueError(
+                f"knn_steps is {self.args.knn_steps}, but there are no labelled data sets; pass knn_datasets=(bank, "
+                "held-out), or knn_steps=0."
+            )
+        if self.args.knn_steps:
+            self.add_callback(KNNMonitor(*knn_datasets, self.normalize, self.log, self._throughput))
+
+    def normalize(self, pixel_values: Tensor) -> Tensor:
+        """uint8 (B, C, H, W) -> the model's input, without augmentation."""
+        return normalize_images(pixel_values, self.processing_class.image_mean, self.processing_class.image_std)
+
+    # ---- one step ----
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, SparseJEPAForPreTrainingOutput]:
+        """L of a batch, with masks, augmentation and noise drawn here and the step's λ and β."""
+        config, step, total = self.model.config, self.state.global_step, self.state.max_steps
+        training = model.training
+        views = self._training_views(inputs, step) if training else self._evaluation_views(inputs)
+        outputs = model(
+            **views,
+            kl_weight=steps.kl_weight(self.args, config.kl_weight, step, total),
+            sparsity_weight=steps.sparsity_weight(self.args, config.sparsity_weight, step, total),
+        )
+        if training:
+            self._losses.add(outputs)
+            self._features.add(outputs)
+            self._throughput.add(len(inputs["pixel_values"]) * self.args.world_size)
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def _training_views(self, inputs: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        pixel_values = inputs["pixel_values"]
+        slots = self._take_slots(len(pixel_values), step, pixel_values.device)
+        seed = self.args.seed
+        if not pixel_values.is_floating_point():
+            self._require_square()
+            pixel_values = self._augmentation(pixel_values, stream_keys(seed, step, slots, AUGMENTATION_STREAM))
+        context_mask, target_mask = self.mask_sampler.sample_slots(slots, step)
+        views = {"pixel_values": pixel_values, "context_mask": context_mask, "target_mask": target_mask}
+        if self.model.config.use_grouping and self.model.config.variational:
+            shape = (*target_mask.shape[1:], self.model.config.num_latents)
+            noise = normal(stream_keys(seed, step, slots, NOISE_STREAM), math.prod(shape))
+            views["latent_noise"] = noise.view(-1, *shape)
+        return views
+
+    def _evaluation_views(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        pixel_values = inputs["pixel_values"]
+        batch = len(pixel_values)
+        first = self._evaluation_slot + self.args.process_index * batch
+        self._evaluation_slot += batch * self.args.world_size
+        slots = torch.arange(first, first + batch, device=pixel_values.device)
+        context_mask, target_mask = self.mask_sampler.sample_slots(slots, EVALUATION_STEP)
+        if not pixel_values.is_floating_point():
+            pixel_values = self.normalize(pixel_values)
+        return {"pixel_values": pixel_values, "context_mask": context_mask, "target_mask": target_mask}
+
+    def _take_slots(self, batch_size: int, step: int, device: torch.device) -> Tensor:
+        """Places of this process's samples in the step's global batch, (B,) int64."""
+        if step != self._slot_step:
+            self._slot_step, self._next_slot = step, 0
+        first = self._next_slot + self.args.process_index * batch_size
+        self._next_slot += batch_size * self.args.world_size
+        return torch.arange(first, first + batch_size, device=device)
+
+    def _require_square(self) -> None:
+        if self._augmentation is None:
+            raise ValueError(
+                f"The model's image_size is {self.model.config.image_size}, but uint8 images are augmented as squares "
+                "only. Give the trainer normalised float images instead."
+            )
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any):
+        """As in `Trainer`; every evaluation uses the same masks."""
+        self._evaluation_slot = 0
+        self._throughput.pause()
+        output = super().evaluation_loop(*args, **kwargs)
+        self._throughput.resume()
+        return output
+
+    # ---- optimizer ----
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Weights of linear maps, patch projection and generators; no biases, norms, positions, tokens or W."""
+        undecayed = ("mask_token", "group_weight", "generator_in_bias", "generator_out_bias")
+        return [
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.ndim > 1 and name.rsplit(".", 1)[-1] not in undecayed
+        ]
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Optimizer:
+        """As in `Trainer`, with W in a parameter group of its own."""
+        exists = self.optimizer is not None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if exists:
+            return optimizer
+        decayed = set(self.get_decay_parameter_names(self.model))
+        decayed = {id(parameter) for name, parameter in self.model.named_parameters() if name in decayed}
+        for group in optimizer.param_groups:
+            # Not by its weight decay, which may start at zero and rise.
+            group[steps.DECAYED] = all(id(parameter) in decayed for parameter in group["params"])
+        self._separate_group_weight(optimizer)
+        return optimizer
+
+    def _separate_group_weight(self, optimizer: Optimizer) -> None:
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        for group in optimizer.param_groups:
+            held = [p for p in group["params"] if names.get(id(p), "").endswith("grouping.group_weight")]
+            if held:
+                group["params"] = [p for p in group["params"] if p is not held[0]]
+                rate = self.args.group_learning_rate
+                own = {k: v for k, v in group.items() if k not in ("params", "lr", "initial_lr")}
+                own |= {"params": held, "lr": group["lr"] if rate is None else rate, "weight_decay": 0.0}
+                own |= {steps.GROUP_WEIGHT: True, steps.SPARSITY_PULL: 0.0}
+                optimizer.add_param_group(own)
+                return
+
+    # ---- logs ----
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As in `Trainer`; training logs also carry the loss parts, schedules and monitors."""
+        if "loss" in logs and "learning_rate" in logs:
+            self._require_finite(logs["loss"])
+            logs = {**logs, **self._training_metrics()}
+            if self._guard.check(logs, self.state.global_step):
+                self.control.should_training_stop = True
+        super().log(logs, start_time)
+
+    def _training_metrics(self) -> dict[str, float]:
+        step, total = max(self.state.global_step - 1, 0), self.state.max_steps
+        metrics = self._losses.take_means(self._average)
+        metrics |= {
+            "ema_momentum": steps.ema_momentum(self.args, step, total),
+            "weight_decay": steps.weight_decay(self.args, step, total),
+        }
+        metrics |= self._features.statistics(self._average)
+        config = self.model.config
+        if config.use_grouping:
+            metrics["sparsity_weight"] = steps.sparsity_weight(self.args, config.sparsity_weight, step, total)
+            group = steps.group_weight_group(self.optimizer)
+            if group is not None:
+                metrics["sparsity_pull"] = group[steps.SPARSITY_PULL]
+            weight = steps.unwrap(self.model).sparsejepa.predictor.grouping.group_weight
+            metrics |= group_weight_statistics(weight.full_tensor() if hasattr(weight, "full_tensor") else weight)
+            if config.variational:
+                metrics["kl_weight"] = steps.kl_weight(self.args, config.kl_weight, step, total)
+        return metrics | self._throughput.take()
+
+    def _average(self, values: Tensor) -> Tensor:
+        return self.accelerator.reduce(values, reduction="mean")
+
+    def _require_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            parts = self._losses.take_means(self._average)
+            found = ", ".join(f"{name} {value:.4g}" for name, value in parts.items())
+            raise NonFiniteLossError(
+                f"The loss is {loss} at step {self.state.global_step} ({found}); expected a finite number. "
+                f"{_NON_FINITE_ADVICE} The last checkpoint, if there is one, is from before."
+            )
+
+    # ---- checkpoints ----
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):
+        """As in `Trainer`; `resume_from_checkpoint=True` takes the last checkpoint that was written to its end."""
+        # Flags and YAML files give text.
+        choice = {"true": True, "false": None}.get(str(resume_from_checkpoint).lower(), resume_from_checkpoint)
+        if choice is True:
+            choice = last_complete_checkpoint(self.args.output_dir)
+        self._throughput.take()
+        self._slot_step = -1
+        output = super().train(resume_from_checkpoint=choice, **kwargs)
+        self._require_finite(output.training_loss)
+        return output
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        # A checkpoint with NaN weights is worse than none.
+        self._require_finite(float(self._average(self._tr_loss)))
+        self._throughput.pause()
+        super()._save_checkpoint(*args, **kwargs)
+        self._throughput.resume()
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        if load_result.missing_keys or load_result.unexpected_keys:
+            raise ValueError(
+                f"The checkpoint does not fit the model: missing {list(load_result.missing_keys)}, unexpected "
+                f"{list(load_result.unexpected_keys)}. Resume with the configuration that the run began with."
+            )
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Writes README.md, the model card, into the output folder, from the run itself."""
+        if self.is_world_process_zero():
+            write_model_card(self.args.output_dir, self.model.config, self.args, self.state.log_history)
+
+
+def default_image_processor(image_size: int | list[int] | tuple[int, int]) -> ViTImageProcessor:
+    """Resizes to the model's size and normalises to mean 0.5, standard deviation 0.5."""
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return ViTImageProcessor(size={"height": height, "width": width}, image_mean=[0.5] * 3, image_std=[0.5] * 3)

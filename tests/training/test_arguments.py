@@ -1,0 +1,211 @@
+# Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
+"""What the arguments refuse, and that none of them is ignored."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from transformers import HfArgumentParser, TrainingArguments
+
+from sparsejepa_hf.training import SparseJEPATrainingArguments
+from sparsejepa_hf.training.arguments import SparseJEPATrainingArguments as Arguments
+
+
+OWN = {f.name for f in dataclasses.fields(Arguments)} - {f.name for f in dataclasses.fields(TrainingArguments)}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "valid"),
+    [
+        ("ema_momentum", 1.0, r"in \[0, 1\)"),
+        ("ema_momentum", -0.1, r"in \[0, 1\)"),
+        ("ema_momentum_end", 1.0, r"in \[0, 1\)"),
+        ("ema_momentum_end", float("nan"), r"in \[0, 1\)"),
+        ("sparsity_warmup_steps", -1, "at least 0"),
+        ("kl_warmup_steps", -0.5, "at least 0"),
+        ("weight_decay_end", -0.1, "at least 0"),
+        ("group_learning_rate", -1e-3, "at least 0"),
+        ("crop", "random", "'pad', 'resized', 'none'"),
+        ("crop_padding", -1, "at least 0"),
+        ("crop_scale", [0.5], "two numbers"),
+        ("target_aspect_ratio", [1.0, 2.0, 3.0], "two numbers"),
+        ("horizontal_flip", 1.5, r"in \[0, 1\]"),
+        ("horizontal_flip", -0.5, r"in \[0, 1\]"),
+        ("color_jitter", -0.1, "at least 0"),
+        ("knn_steps", -1, "at least 0"),
+        ("knn_k", 0, "at least 1"),
+        ("knn_max_examples", 0, "at least 1"),
+        ("monitor_samples", 0, "at least 1"),
+        ("collapse_min_std", -1.0, "at least 0"),
+        ("collapse_min_rank", -1.0, "at least 0"),
+        ("collapse_action", "ignore", "'warn', 'stop'"),
+        ("logging_nan_inf_filter", True, "expected False"),
+    ],
+)
+def test_impossible_values_are_refused_in_a_sentence_that_names_field_value_and_what_is_valid(
+    tmp_path, name, value, valid
+):
+    with pytest.raises(ValueError, match=rf"{name} is .*expected.*{valid}|{name} is .*{valid}") as raised:
+        Arguments(output_dir=str(tmp_path), **{name: value})
+    assert str(value) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_target_blocks", 0),
+        ("num_target_patches", 16),
+        ("num_context_patches", 16),
+        ("target_aspect_ratio", [2.0, 1.0]),
+        ("crop_padding", 16),
+        ("crop_scale", [0.5, 1.5]),
+        ("color_jitter", 1.5),
+    ],
+)
+def test_values_that_do_not_fit_the_model_are_refused_before_training(make_trainer, name, value):
+    with pytest.raises(ValueError, match=rf"{name} is .*expected"):
+        make_trainer(**{name: value})
+
+
+def test_a_knn_monitor_without_labelled_data_is_refused(make_trainer):
+    with pytest.raises(ValueError, match="knn_steps is 2, but there are no labelled data sets"):
+        make_trainer(knn_steps=2)
+
+
+def test_a_foreign_model_or_foreign_arguments_are_refused(make_trainer, make_dataset, tmp_path):
+    trainer = make_trainer()
+    with pytest.raises(TypeError, match="args is a TrainingArguments; expected SparseJEPATrainingArguments"):
+        type(trainer)(trainer.model, TrainingArguments(output_dir=str(tmp_path)), make_dataset())
+    with pytest.raises(TypeError, match="model is a SparseJEPAModel; expected SparseJEPAForPreTraining"):
+        type(trainer)(trainer.model.sparsejepa, trainer.args, make_dataset())
+
+
+def test_arguments_pass_through_the_hugging_face_parser(tmp_path):
+    flags = ["--output_dir", str(tmp_path), "--use_cpu", "--report_to", "none", "--ema_momentum", "0.5"]
+    flags += ["--crop_scale", "0.25", "0.75", "--num_target_patches", "3", "--weight_decay_end", "0.2"]
+    flags += ["--crop", "resized", "--warmup_steps", "0.25", "--lr_scheduler_type", "linear"]
+    (parsed,) = HfArgumentParser(Arguments).parse_args_into_dataclasses(flags)
+    assert (parsed.ema_momentum, parsed.crop_scale, parsed.num_target_patches) == (0.5, [0.25, 0.75], 3)
+    assert (parsed.weight_decay_end, parsed.crop, parsed.warmup_steps) == (0.2, "resized", 0.25)
+    untouched = Arguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    assert parsed.num_context_patches is untouched.num_context_patches is None
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant_with_warmup", "cosine_with_min_lr"])
+def test_another_learning_rate_schedule_needs_no_other_argument(make_trainer, schedule):
+    """The recipe's own schedule takes an extra argument that others refuse."""
+    trainer = make_trainer(lr_scheduler_type=schedule, max_steps=2)
+    assert trainer.train().global_step == 2
+
+
+def test_the_recipe_s_schedule_takes_other_extra_arguments(make_trainer, train_logs_of):
+    trainer = make_trainer(lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr_rate": 0.5})
+    trainer.train()
+    rates = [entry["learning_rate"] for entry in train_logs_of(trainer)]
+    assert rates[0] == pytest.approx(3e-3) and min(rates) > 0.5 * 3e-3
+
+
+# ---- no argument is ignored ----
+
+
+# What every pair of runs below shares, unless it says otherwise.
+SETTING: dict[str, Any] = {
+    "max_steps": 2,
+    "crop": "pad",
+    "crop_padding": 2,
+    "horizontal_flip": 0.5,
+    "color_jitter": 0.2,
+    "num_target_blocks": 2,
+    "num_target_patches": 3,
+    "num_context_patches": 6,
+    "target_aspect_ratio": [0.75, 1.5],
+    "weight_decay": 0.05,
+    "sparsity_warmup_steps": 0,
+    "kl_warmup_steps": 0,
+    "group_learning_rate": 3e-3,
+}
+WITH_KNN = {"knn_steps": 1, "knn_k": 3, "knn_max_examples": 24}
+
+# Argument, its other value, and what both runs need for it to matter.
+CHANGES: list[tuple[str, Any, dict[str, Any]]] = [
+    ("num_target_blocks", 3, {}),
+    ("num_target_patches", 4, {}),
+    ("num_context_patches", 5, {}),
+    ("target_aspect_ratio", [0.3, 0.5], {"num_target_patches": 2, "target_aspect_ratio": [2.0, 3.0]}),
+    ("ema_momentum", 0.5, {}),
+    ("ema_momentum_end", 0.5, {}),
+    ("weight_decay_end", 5.0, {}),
+    ("weight_decay_end", 5.0, {"weight_decay": 0.0}),
+    ("sparsity_warmup_steps", 2, {}),
+    ("kl_warmup_steps", 2, {}),
+    ("group_learning_rate", 1e-1, {}),
+    ("crop", "resized", {}),
+    ("crop", "none", {}),
+    ("crop_padding", 6, {}),
+    ("crop_scale", [0.1, 0.2], {"crop": "resized", "crop_scale": [0.8, 1.0]}),
+    ("horizontal_flip", 0.0, {}),
+    ("color_jitter", 0.9, {}),
+    ("knn_steps", 2, WITH_KNN),
+    ("knn_k", 24, WITH_KNN),
+    ("knn_max_examples", 4, WITH_KNN),
+    ("monitor_samples", 16, {"monitor_samples": 8}),
+    ("collapse_min_std", 1e9, {}),
+    ("collapse_min_rank", 1e9, {}),
+    ("collapse_action", "stop", {"collapse_min_std": 1e9}),
+]
+
+
+@pytest.fixture
+def observe(make_trainer, make_dataset, weights_of, logs_of, hear_warnings):
+    """A run's visible outcome: its weights, logs and warnings."""
+
+    def run(**arguments: Any) -> dict[str, Any]:
+        hear_warnings.clear()
+        # Labels without meaning: neither all right nor all wrong, whatever the neighbours.
+        knn_datasets = (make_dataset(24, random_labels=True), make_dataset(64, seed=1, random_labels=True))
+        trainer = make_trainer(
+            config={"sparsity_weight": 0.1}, train_dataset=make_dataset(16), knn_datasets=knn_datasets, **arguments
+        )
+        trainer.train()
+        logs = [{k: v for k, v in entry.items() if k != "total_flos"} for entry in logs_of(trainer)]
+        return {"weights": weights_of(trainer), "logs": logs, "warnings": list(hear_warnings.messages)}
+
+    return run
+
+
+def same(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    weights = all(torch.equal(first["weights"][name], second["weights"][name]) for name in first["weights"])
+    return weights and first["logs"] == second["logs"] and first["warnings"] == second["warnings"]
+
+
+def test_a_run_repeats_itself(observe):
+    """Without this the tests below would show nothing."""
+    assert same(observe(**SETTING), observe(**SETTING))
+
+
+@pytest.mark.parametrize(("name", "value", "needs"), CHANGES, ids=[f"{c[0]}={c[1]}" for c in CHANGES])
+def test_each_argument_changes_what_a_run_of_two_steps_does(observe, name, value, needs):
+    setting = {**SETTING, **needs}
+    assert not same(observe(**setting), observe(**{**setting, name: value}))
+
+
+def test_every_argument_of_ours_stands_in_the_list_of_those_that_change_something():
+    assert {name for name, _, _ in CHANGES} == OWN
+
+
+def test_arguments_of_masks_and_augmentation_arrive_as_given(make_trainer):
+    trainer = make_trainer(
+        **{**SETTING, "num_target_blocks": 3, "num_context_patches": 5, "crop": "resized", "crop_scale": [0.4, 0.6]}
+    )
+    context_mask, target_mask = trainer.mask_sampler(8, 0)
+    assert context_mask.shape == (8, 5) and target_mask.shape == (8, 3, 3)
+    augmentation = trainer._augmentation
+    assert (augmentation.crop, augmentation.crop_scale) == ("resized", (0.4, 0.6))
+    assert (augmentation.horizontal_flip, augmentation.color_jitter) == (0.5, 0.2)
+
+
+def test_the_public_name_is_this_class():
+    import sparsejepa_hf
+
+    assert sparsejepa_hf.SparseJEPATrainingArguments is SparseJEPATrainingArguments

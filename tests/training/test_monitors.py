@@ -1,0 +1,246 @@
+# Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
+"""What a run watches."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparsejepa_hf.evaluation import rankme
+from sparsejepa_hf.modeling_sparsejepa import SparseJEPAForPreTrainingOutput
+from sparsejepa_hf.training import monitors
+from sparsejepa_hf.training.monitors import (
+    CollapseGuard,
+    FeatureWindow,
+    LossMeter,
+    Throughput,
+    group_weight_statistics,
+    labelled_images,
+)
+
+
+def alone(values):
+    """The average over the processes of a run that has one."""
+    return values
+
+
+def losses(prediction, kl, sparsity):
+    parts = {"prediction_loss": prediction, "kl_loss": kl, "sparsity_loss": sparsity}
+    return SparseJEPAForPreTrainingOutput(**{name: torch.tensor(float(value)) for name, value in parts.items()})
+
+
+def features(tokens):
+    return SparseJEPAForPreTrainingOutput(last_hidden_state=tokens, pooler_output=tokens.mean(dim=1))
+
+
+# ---- the sparsity of W ----
+
+
+def test_statistics_of_a_w_written_by_hand():
+    """Three groups of width 2 over four latents: column norms 5, 0, 13, 0 / 0, 0, 1, 0 / none."""
+    weight = torch.zeros(3, 2, 4)
+    weight[0, :, 0] = torch.tensor([3.0, 4.0])
+    weight[0, :, 2] = torch.tensor([5.0, -12.0])
+    weight[1, :, 2] = torch.tensor([0.0, 1.0])
+    assert group_weight_statistics(weight) == {
+        "zero_columns": pytest.approx(9 / 12),
+        "groups_per_latent": pytest.approx((1 + 0 + 2 + 0) / 4),
+        "dead_latents": 2.0,
+        "dead_groups": 1.0,
+        "mean_column_norm": pytest.approx((5 + 13 + 1) / 12),
+    }
+
+
+@given(st.integers(0, 2**31), st.integers(1, 4), st.integers(1, 4), st.integers(1, 5))
+def test_statistics_agree_with_one_another(seed, groups, size, latents):
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(groups, size, latents, generator=generator)
+    weight *= (torch.rand(groups, 1, latents, generator=generator) > 0.5).float()
+    found = group_weight_statistics(weight)
+    assert found["groups_per_latent"] == pytest.approx(groups * (1 - found["zero_columns"]), abs=1e-5)
+    reordered = weight[torch.randperm(groups, generator=generator)][:, :, torch.randperm(latents, generator=generator)]
+    assert group_weight_statistics(reordered) == pytest.approx(found, abs=1e-5)
+
+
+def test_only_exact_zeros_count_as_zero():
+    weight = torch.full((1, 2, 2), 1e-12)
+    assert group_weight_statistics(weight)["zero_columns"] == 0.0
+    assert group_weight_statistics(torch.zeros(1, 2, 2))["zero_columns"] == 1.0
+
+
+# ---- loss parts ----
+
+
+@given(st.lists(st.tuples(*[st.floats(0, 100)] * 3), min_size=1, max_size=6))
+def test_the_loss_meter_gives_each_part_s_mean_since_it_was_last_read(rows):
+    meter = LossMeter()
+    meter.add(losses(1e6, 1e6, 1e6))
+    meter.take_means(alone)
+    for row in rows:
+        meter.add(losses(*row))
+    expected = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+    assert list(meter.take_means(alone).values()) == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    assert meter.take_means(alone) == {}, "nothing was added since"
+
+
+def test_the_loss_meter_keeps_no_gradient_graph_alive():
+    meter = LossMeter()
+    loss = torch.ones((), requires_grad=True) * 2
+    meter.add(SparseJEPAForPreTrainingOutput(prediction_loss=loss, kl_loss=loss, sparsity_loss=loss))
+    assert meter._sums.grad_fn is None
+
+
+def test_the_average_over_processes_is_taken_of_the_means():
+    meter = LossMeter()
+    meter.add(losses(2, 4, 6))
+    assert list(meter.take_means(lambda values: values / 2).values()) == [1.0, 2.0, 3.0]
+
+
+# ---- features ----
+
+
+@given(st.lists(st.integers(2, 7), min_size=1, max_size=6), st.integers(2, 12), st.integers(0, 2**31))
+def test_rankme_is_of_the_most_recent_images_of_whole_batches(sizes, window_size, seed):
+    """The window keeps the fewest last batches that hold `num_samples` images, all while there are fewer."""
+    generator = torch.Generator().manual_seed(seed)
+    batches = [torch.randn(size, 3, 8, generator=generator) for size in sizes]
+    window = FeatureWindow(window_size)
+    for batch in batches:
+        window.add(features(batch))
+    kept: list[torch.Tensor] = []
+    for batch in reversed(batches):
+        if sum(map(len, kept)) >= window_size:
+            break
+        kept.insert(0, batch)
+    expected = float(rankme(torch.cat(kept).mean(dim=1)))
+    assert window.statistics(alone)["rankme"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_target_std_is_zero_when_all_images_look_alike_and_one_at_most():
+    window = FeatureWindow(64)
+    one_image = torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(0))
+    window.add(features(one_image.expand(8, 5, 16)))
+    assert window.statistics(alone)["target_std"] == pytest.approx(0.0, abs=1e-6)
+    window.add(features(torch.randn(512, 5, 16, generator=torch.Generator().manual_seed(1))))
+    assert 0.9 < window.statistics(alone)["target_std"] <= 1.0
+
+
+def test_target_std_does_not_see_the_scale_of_the_features_but_their_dependence_on_the_image():
+    """Targets are normalised, so features that shrink all together are no collapse; shared positions are."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(32, 5, 16, generator=generator)
+    positions = torch.randn(1, 5, 16, generator=generator)
+
+    def spread(tokens):
+        window = FeatureWindow(64)
+        window.add(features(tokens))
+        return window.statistics(alone)["target_std"]
+
+    assert spread(1000 * tokens) == pytest.approx(spread(tokens), rel=1e-3)
+    assert spread(0.01 * tokens + positions) < 0.05 * spread(tokens)
+
+
+def test_a_batch_of_one_image_has_no_spread_to_report():
+    window = FeatureWindow(4)
+    assert window.statistics(alone) == {}
+    window.add(features(torch.randn(1, 3, 4)))
+    assert window.statistics(alone) == {}
+
+
+# ---- collapse ----
+
+
+def guard(std=0.1, rank=3.0, action="warn"):
+    return CollapseGuard(SimpleNamespace(collapse_min_std=std, collapse_min_rank=rank, collapse_action=action))
+
+
+HEALTHY, LOW_STD, LOW_RANK = (
+    {"target_std": std, "rankme": rank} for std, rank in ((0.1, 3.0), (0.01, 9.0), (0.9, 1.5))
+)
+
+
+def test_features_at_their_floors_are_healthy(hear_warnings):
+    assert not guard(action="stop").check(HEALTHY, 1)
+    assert not guard(action="stop").check({}, 1), "nothing measured is no collapse"
+    assert not hear_warnings.messages
+
+
+@pytest.mark.parametrize(("statistics", "named"), [(LOW_STD, "target_std is 0.01"), (LOW_RANK, "rankme is 1.5")])
+@pytest.mark.parametrize("action", ["warn", "stop"])
+def test_either_floor_is_enough_and_the_warning_names_it(hear_warnings, statistics, named, action):
+    assert guard(action=action).check(statistics, 12) == (action == "stop")
+    (message,) = hear_warnings.messages
+    assert named in message and "step 12" in message and "ema_momentum" in message
+
+
+def test_one_collapse_is_one_warning_and_a_second_collapse_another(hear_warnings):
+    watch = guard()
+    for statistics in (LOW_STD, LOW_STD, LOW_RANK):
+        watch.check(statistics, 1)
+    assert len(hear_warnings.messages) == 1
+    watch.check(HEALTHY, 2)
+    watch.check(LOW_STD, 3)
+    assert len(hear_warnings.messages) == 2
+
+
+# ---- throughput ----
+
+
+def test_time_in_monitors_does_not_count_as_training(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(monitors.time, "perf_counter", lambda: now[0])
+    throughput = Throughput()
+
+    def pass_time(seconds):
+        now[0] += seconds
+
+    throughput.add(30)
+    pass_time(2.0)
+    throughput.pause()
+    pass_time(100.0)
+    throughput.resume()
+    pass_time(1.0)
+    assert throughput.take() == {"images_per_second": pytest.approx(10.0)}
+    throughput.add(8)
+    pass_time(2.0)
+    assert throughput.take() == {"images_per_second": pytest.approx(4.0)}
+
+
+# ---- labelled images ----
+
+
+@pytest.mark.parametrize(("count", "limit"), [(10, 4), (10, 10), (10, 99), (7, 3), (5, 1)])
+def test_labelled_images_are_evenly_spaced_without_repeats_from_the_first_on(make_dataset, count, limit):
+    dataset = make_dataset(count)
+    dataset.labels = torch.arange(count)
+    images, labels = labelled_images(dataset, limit)
+    assert len(labels) == min(count, limit)
+    gaps = labels.diff().tolist()
+    ideal = (count - 1) / max(1, min(count, limit) - 1)
+    assert all(math.floor(ideal) <= gap <= math.ceil(ideal) for gap in gaps)
+    assert labels[0] == 0 and (limit == 1 or labels[-1] == count - 1)
+    assert torch.equal(images, dataset.pixel_values[labels])
+
+
+@pytest.mark.parametrize("count", [2**24 + 1, 2**24 + 3, 2**24 + 4, 10**9 + 7])
+def test_no_index_lies_beyond_the_end_of_a_large_data_set(count):
+    """float32 holds no odd numbers from 2**24 on: the last index would round up."""
+
+    class Large:
+        def __len__(self):
+            return count
+
+        def __getitem__(self, index):
+            assert 0 <= index < count
+            return {"pixel_values": torch.zeros(3, 1, 1, dtype=torch.uint8), "labels": index}
+
+    _, labels = labelled_images(Large(), 5)
+    assert labels[-1] == count - 1
+
+
+def test_data_without_labels_is_refused(make_dataset):
+    with pytest.raises(ValueError, match=r"needs examples with 'pixel_values' and 'labels'.*\['pixel_values'\]"):
+        labelled_images(make_dataset(4, labels=False), 4)
