@@ -71,6 +71,8 @@ def run(name: str, config: str, options: list[str], output_dir: Path, threads: i
 
 def measure(own: argparse.Namespace, options: list[str]) -> None:
     """All runs, then the results file."""
+    # At the start: what is committed meanwhile did not run.
+    origin = provenance()
     kinds = {"I-JEPA": ["--use_grouping", "false", "--sparsity_weight", "0", "--kl_weight", "0"]}
     kinds |= {f"SparseJEPA, λ = {weight:g}": ["--sparsity_weight", str(weight)] for weight in own.sparsity_weights}
     with ThreadPoolExecutor(own.jobs) as pool:
@@ -79,7 +81,7 @@ def measure(own: argparse.Namespace, options: list[str]) -> None:
             for name, flags in kinds.items()
         ]
         runs = [job.result() for job in jobs]
-    record = {**provenance(), "jobs": own.jobs, "threads_per_run": own.threads, "config": Path(own.config).name}
+    record = {**origin, "jobs": own.jobs, "threads_per_run": own.threads, "config": Path(own.config).name}
     path = Path(own.results)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**record, "runs": runs}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

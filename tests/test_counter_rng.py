@@ -27,6 +27,22 @@ def _keys(slots: int = 4096, *, seed: int = 0, step: int = 0, stream: int = 1, f
     return stream_keys(seed, step, torch.arange(first, first + slots), stream)
 
 
+def _key_of(bits: int) -> Tensor:
+    """The key whose first hash is `bits`: the SplitMix64 finaliser backwards."""
+    mask = (1 << 64) - 1
+
+    def unshift(value: int, shift: int) -> int:
+        original = value
+        for _ in range(64 // shift):
+            original = value ^ (original >> shift)
+        return original
+
+    bits = unshift(bits, 31) * pow(0x94D049BB133111EB, -1, 1 << 64) & mask
+    bits = unshift(bits, 27) * pow(0xBF58476D1CE4E5B9, -1, 1 << 64) & mask
+    key = (unshift(bits, 30) - 0x9E3779B97F4A7C15) & mask
+    return torch.tensor(key - (1 << 64) if key >> 63 else key)
+
+
 def _ks_distance(sample: Tensor, cdf) -> float:
     """Largest distance between the empirical and the given distribution function."""
     values = cdf(sample.flatten().double().sort().values)
@@ -83,12 +99,15 @@ class TestDistribution:
         assert draws.dtype == torch.int64
         assert draws.min() >= 0 and draws.max() < high
 
-    def test_uniform_stays_below_one_for_the_largest_bits(self):
-        """2**24 - 1 over 2**24 is a float32; one bit more and rounding would reach 1."""
-        sample = uniform(_keys(1 << 16), 64)
-        assert sample.max().item() == 1 - 2.0**-24 or sample.max().item() > 1 - 1e-5
-        assert sample.max() < 1
-        assert torch.equal(sample * 2**24, (sample * 2**24).round())
+    def test_the_extremes_of_the_hash_give_the_extremes_of_the_ranges(self):
+        """Once in 2**24 numbers: ones must not round up to 1, nor a logarithm be taken of zeros."""
+        lowest, highest = _key_of(0), _key_of(2**64 - 1)
+        assert uniform(lowest, 1).item() == 0
+        assert uniform(highest, 1).item() == 1 - 2.0**-24
+        assert integers(lowest, 1, 2**24).item() == 0
+        assert integers(highest, 1, 1000).item() == 999
+        assert normal(lowest, 1).item() == pytest.approx(math.sqrt(48 * math.log(2)), rel=1e-6)
+        assert normal(highest, 2).abs().max() == 0
 
 
 class TestIndependence:

@@ -204,6 +204,53 @@ def _photographs(data_dir) -> Tensor:
     return (pixels - pixels.mean((0, 2, 3), keepdim=True)) / pixels.std((0, 2, 3), keepdim=True)
 
 
+class TestInitialisation:
+    """A spread is judged within 10 %: transformers skips custom modules in silence, and torch's defaults then stay."""
+
+    @pytest.fixture
+    def fresh(self) -> SparseJEPAForPreTraining:
+        torch.manual_seed(0)
+        config = SparseJEPAConfig.from_preset("vit-tiny", num_hidden_layers=1, predictor_num_hidden_layers=1)
+        return SparseJEPAForPreTraining(config)
+
+    def test_the_patch_projection_is_xavier_uniform_over_a_flattened_patch(self, fresh):
+        projection = fresh.sparsejepa.context_encoder.embeddings.patch_embeddings.projection
+        bound = math.sqrt(6 / (3 * 4 * 4 + 192))
+        assert projection.weight.abs().max().item() == pytest.approx(bound, rel=0.01)
+        assert projection.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+        assert projection.bias.count_nonzero() == 0
+
+    @pytest.mark.parametrize("initializer_range", [0.005, 0.05])
+    def test_linear_weights_have_the_spread_that_the_configuration_says(self, make_config, initializer_range):
+        model = SparseJEPAForPreTraining(make_config(initializer_range=initializer_range)).sparsejepa
+        for layer in (model.context_encoder.layers[0], model.predictor.trunk.layers[0]):
+            for linear in (layer.attention.q_proj, layer.attention.o_proj, layer.mlp.fc1, layer.mlp.fc2):
+                assert linear.weight.std().item() == pytest.approx(initializer_range, rel=0.15)
+                assert linear.bias.count_nonzero() == 0
+        projection = model.context_encoder.embeddings.patch_embeddings.projection.weight
+        assert projection.std().item() == pytest.approx(math.sqrt(2 / (48 + 32)), rel=0.1)
+
+    def test_the_grouping_starts_dense_with_group_inputs_at_the_latents_scale(self, fresh):
+        """Column norms near √(p/K); u_g = W⁽ᵍ⁾z has the variance of z; σ = e⁻¹."""
+        grouping = fresh.sparsejepa.predictor.grouping
+        assert grouping.group_weight.norm(dim=1).mean().item() == pytest.approx(math.sqrt(8 / 64), rel=0.1)
+        inputs = torch.einsum("gpk,nk->ngp", grouping.group_weight, torch.randn(500, 64))
+        assert inputs.std().item() == pytest.approx(1, rel=0.1)
+        log_variance = grouping.latent_log_variance(torch.randn(5, 96))
+        assert torch.equal((0.5 * log_variance).exp(), torch.full((5, 64), math.exp(-1)))
+        assert grouping.generator_in_bias.count_nonzero() == grouping.generator_out_bias.count_nonzero() == 0
+
+    def test_what_a_checkpoint_lacks_is_initialised_and_not_left_as_it_lay_in_memory(self, make_config, tmp_path):
+        """An encoder's checkpoint into a pre-training model: loading begins with empty memory."""
+        SparseJEPAVisionModel(make_config()).save_pretrained(tmp_path)
+        torch.manual_seed(0)
+        model = SparseJEPAForPreTraining.from_pretrained(tmp_path)
+        fresh = dict(SparseJEPAForPreTraining(make_config()).named_parameters())
+        for name, parameter in model.named_parameters():
+            expected = fresh[name].square().mean().sqrt().item()
+            assert parameter.square().mean().sqrt().item() == pytest.approx(expected, rel=0.35, abs=1e-6), name
+
+
 class TestEncoder:
     def test_it_is_transformers_ijepa_with_the_same_weights(self, make_model, pixel_values):
         model = make_model(SparseJEPAVisionModel)

@@ -120,8 +120,9 @@ class SparseJEPAConfig(PreTrainedConfig):
         hidden_act (`str`, defaults to `"gelu"`): activation in encoders, predictor and generators.
         hidden_dropout_prob (`float`, defaults to 0.0): dropout in [0, 1).
         attention_probs_dropout_prob (`float`, defaults to 0.0): attention dropout in [0, 1).
-        initializer_range (`float`, defaults to 0.02): standard deviation of linear weights. The patch projection is
-            Xavier-uniform instead, so that content and position enter at like scale.
+        initializer_range (`float`, *optional*): standard deviation of linear weights; Xavier-uniform if not given.
+            I-JEPA's 0.02 is Xavier's scale at the widths of ViT-L and -H; at small widths it is far below, layers then
+            hardly mix patches at the start, and training collapses onto the positions.
         layer_norm_eps (`float`, defaults to 1e-6): epsilon of every LayerNorm.
         image_size (`int` or `[height, width]`, defaults to 32): pixels.
         patch_size (`int` or `[height, width]`, defaults to 4): pixels; divides `image_size`.
@@ -159,7 +160,7 @@ class SparseJEPAConfig(PreTrainedConfig):
     hidden_act: str = "gelu"
     hidden_dropout_prob: float | int = 0.0
     attention_probs_dropout_prob: float | int = 0.0
-    initializer_range: float | int = 0.02
+    initializer_range: float | int | None = None
     layer_norm_eps: float | int = 1e-6
     image_size: int | list[int] | tuple[int, int] = 32
     patch_size: int | list[int] | tuple[int, int] = 4
@@ -283,7 +284,8 @@ class SparseJEPAConfig(PreTrainedConfig):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a number in [0, 1).")
         for name in ("initializer_range", "layer_norm_eps"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a finite number above 0.")
 
     def _check_choices(self) -> None:

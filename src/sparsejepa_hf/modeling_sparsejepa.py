@@ -524,6 +524,12 @@ class SparseJEPAPredictor(nn.Module):
         )
 
 
+def _xavier_bounds(weight: Tensor) -> tuple[float, float]:
+    """Range of Glorot & Bengio's uniform initialisation of a weight (fan_out, fan_in)."""
+    bound = (6.0 / (weight.shape[0] + weight.shape[1])) ** 0.5
+    return -bound, bound
+
+
 class SparseJEPAPreTrainedModel(PreTrainedModel):
     """Weight initialisation, and how the family loads and saves."""
 
@@ -545,16 +551,19 @@ class SparseJEPAPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        std = self.config.initializer_range
         if isinstance(module, nn.Linear):
-            init.trunc_normal_(module.weight, mean=0.0, std=std)
+            self._init_linear(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, SparseJEPAPatchEmbeddings):
-            self._init_patch_projection(module.projection)
+        elif isinstance(module, nn.Conv2d):
+            # The patch projection, not by its parent: transformers passes over custom modules that own no parameters.
+            # As a linear map of the flattened patch, at Xavier's scale whatever initializer_range says: content must
+            # enter at the positions' scale, or JEPA learns to predict positions instead of images.
+            init.uniform_(module.weight, *_xavier_bounds(module.weight.flatten(1)))
+            init.zeros_(module.bias)
         elif isinstance(module, SparseJEPAEmbeddings):
             positions = sincos_position_embeddings(self.config.hidden_size, self.config.grid_size)
             init.copy_(module.position_embeddings, positions)
@@ -562,17 +571,15 @@ class SparseJEPAPreTrainedModel(PreTrainedModel):
             positions = sincos_position_embeddings(self.config.predictor_hidden_size, self.config.grid_size)
             init.copy_(module.position_embeddings, positions)
         elif isinstance(module, SparseJEPATransformerPredictor):
-            init.trunc_normal_(module.mask_token, mean=0.0, std=std)
+            init.trunc_normal_(module.mask_token, mean=0.0, std=0.02)
         elif isinstance(module, SparseJEPAGrouping):
             self._init_grouping(module)
 
-    def _init_patch_projection(self, projection: nn.Conv2d) -> None:
-        # Xavier-uniform over the flattened patch. With std 0.02 content would enter five times weaker than the
-        # positions, which JEPA then learns to predict instead of the image.
-        fan_out, fan_in = projection.weight.flatten(1).shape
-        bound = (6.0 / (fan_in + fan_out)) ** 0.5
-        init.uniform_(projection.weight, -bound, bound)
-        init.zeros_(projection.bias)
+    def _init_linear(self, weight: Tensor) -> None:
+        if self.config.initializer_range is None:
+            init.uniform_(weight, *_xavier_bounds(weight))
+        else:
+            init.trunc_normal_(weight, mean=0.0, std=self.config.initializer_range)
 
     def _init_grouping(self, grouping: SparseJEPAGrouping) -> None:
         # Columns of W start with norms near sqrt(p/K), so that u_g has the scale of z.
@@ -581,7 +588,6 @@ class SparseJEPAPreTrainedModel(PreTrainedModel):
             init.normal_(weight, mean=0.0, std=(2.0 / (weight.shape[1] + weight.shape[2])) ** 0.5)
         init.zeros_(grouping.generator_in_bias)
         init.zeros_(grouping.generator_out_bias)
-        init.trunc_normal_(grouping.latent_mean.weight, mean=0.0, std=self.config.predictor_hidden_size**-0.5)
         if grouping.latent_log_variance is not None:
             # Starts with σ = e⁻¹: noise below the signal, and a KL that is finite and has somewhere to go.
             init.zeros_(grouping.latent_log_variance.weight)

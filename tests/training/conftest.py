@@ -71,7 +71,7 @@ class Images(Dataset):
         if random_labels:
             self.labels = torch.randint(4, (count,), generator=generator)
         ramp = torch.linspace(0, 1, size)
-        planes = torch.stack([ramp[:, None].expand(size, size), ramp.expand(size, size), ramp.flip(0).expand(size, size)])
+        planes = torch.stack([p.expand(size, size) for p in (ramp[:, None], ramp, ramp.flip(0))])
         images = torch.stack([planes.roll(i % 4, 0) * (0.4 + 0.2 * (i % 4)) for i in range(count)])
         images = images + 0.3 * torch.rand(images.shape, generator=generator)
         self.pixel_values = (images * 180).clamp(0, 255).to(torch.uint8)

@@ -125,7 +125,7 @@ SETTING: dict[str, Any] = {
     "kl_warmup_steps": 0,
     "group_learning_rate": 3e-3,
 }
-WITH_KNN = {"knn_steps": 1, "knn_k": 3, "knn_max_examples": 24}
+WITH_KNN = {"knn_steps": 1, "knn_k": 8, "knn_max_examples": 24}
 
 # Argument, its other value, and what both runs need for it to matter.
 CHANGES: list[tuple[str, Any, dict[str, Any]]] = [
@@ -147,7 +147,7 @@ CHANGES: list[tuple[str, Any, dict[str, Any]]] = [
     ("horizontal_flip", 0.0, {}),
     ("color_jitter", 0.9, {}),
     ("knn_steps", 2, WITH_KNN),
-    ("knn_k", 24, WITH_KNN),
+    ("knn_k", 1, WITH_KNN),
     ("knn_max_examples", 4, WITH_KNN),
     ("monitor_samples", 16, {"monitor_samples": 8}),
     ("collapse_min_std", 1e9, {}),

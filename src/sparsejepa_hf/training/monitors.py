@@ -197,7 +197,10 @@ class KNNMonitor(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         if state.global_step % args.knn_steps == 0 or state.global_step >= state.max_steps:
+            should_log = control.should_log
             self._measure(args, model)
+            # Logging the accuracy clears the wish; the step's own losses are still to be logged.
+            control.should_log = should_log
 
     def _measure(self, args: SparseJEPATrainingArguments, model: nn.Module) -> None:
         self._throughput.pause()
