@@ -18,10 +18,10 @@ INSTALL_REQUIRES = [
     "evaluate>=0.4.6",
     "safetensors>=0.8",
     "timm>=1.0.24",
-    "tensorboard>=2.18",
-    "pillow>=10.3",
-    "pyyaml>=6.0",
-    "tqdm>=4.66",
+    "tensorboard>=2.20",
+    "pillow>=11.0",
+    "pyyaml>=6.0.2",
+    "tqdm>=4.67",
 ]
 
 setup(

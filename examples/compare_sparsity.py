@@ -3,7 +3,7 @@
 
     python examples/compare_sparsity.py examples/configs/cifar100-cpu.yaml --sparsity_weights 0.1 0.3 1.0 \
         --dataset path/to/cifar100 --jobs 2 --results results/cifar100_cpu.json
-    python examples/compare_sparsity.py --render results/cifar100_cpu.json
+    python examples/compare_sparsity.py --render results/cifar100_cpu.json --into README.md
 
 Every run is one `examples/pretrain.py`. The results file holds options, seed, versions, machine, commit, the
 comparison of features and the history of every run; table and plot are rendered from it.
@@ -37,6 +37,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--output_dir", default="runs/compare_sparsity", help="folder of the runs")
     parser.add_argument("--results", default="results/compare_sparsity.json", help="file to write")
     parser.add_argument("--render", help="only render table and plot of this results file")
+    parser.add_argument("--into", help="Markdown file to put the table into, between the marks of the results file")
     own, rest = parser.parse_known_args()
     if not own.render and not own.config:
         parser.error("name a YAML file, or --render a results file")
@@ -141,6 +142,19 @@ def render_plot(record: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def render_into(text: str, results: Path, table: str) -> str:
+    """`text` with the table between `<!-- results/NAME.json -->` and `<!-- end -->`.
+
+    Raises:
+        ValueError: if `text` has no such marks.
+    """
+    mark, end = f"<!-- results/{results.name} -->", "<!-- end -->"
+    if mark not in text or end not in text.split(mark, 1)[1]:
+        raise ValueError(f"There are no marks {mark} and {end}; put them where the table should stand.")
+    before, rest = text.split(mark, 1)
+    return f"{before}{mark}\n{table}\n{end}{rest.split(end, 1)[1]}"
+
+
 def main() -> None:
     """Measures unless told to render only, then renders beside the results file."""
     own, options = parse()
@@ -151,6 +165,9 @@ def main() -> None:
     table = render_table(record)
     path.with_suffix(".md").write_text(table + "\n", encoding="utf-8")
     render_plot(record, path.with_suffix(".png"))
+    if own.into:
+        target = Path(own.into)
+        target.write_text(render_into(target.read_text(encoding="utf-8"), path, table), encoding="utf-8")
     print(table)
 
 

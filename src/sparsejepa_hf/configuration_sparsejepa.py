@@ -211,13 +211,14 @@ class SparseJEPAConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
         """As in transformers; unknown keys of a file (from another version, say) are left out with a warning."""
         unknown = cls._unknown(config_dict)
-        misspelt = [key for key in unknown if difflib.get_close_matches(key, cls._field_names(), cutoff=0.85)]
-        dropped = sorted(unknown - set(misspelt))
+        dropped = sorted(unknown - cls._misspelt(unknown))
         if dropped:
             logger.warning(f"Configuration keys that SparseJEPAConfig does not know are ignored: {dropped}.")
         config_dict = {key: value for key, value in config_dict.items() if key not in dropped}
-        # Overrides go through the constructor, so that they are checked too.
-        for key in [key for key in kwargs if key in cls._field_names() and key != "dtype"]:
+        # Overrides go through the constructor, so that they are checked too; others may be meant for the model.
+        for key in [key for key in kwargs if key in cls._field_names() and key != "dtype"] + list(
+            cls._misspelt(cls._unknown(kwargs))
+        ):
             config_dict[key] = kwargs.pop(key)
         return super().from_dict(config_dict, **kwargs)
 
@@ -241,6 +242,11 @@ class SparseJEPAConfig(PreTrainedConfig):
     def _unknown(cls, arguments: dict[str, Any]) -> set[str]:
         known = cls._field_names() | _BASE_ARGUMENTS
         return {key for key in arguments if key not in known and not key.startswith("_")}
+
+    @classmethod
+    def _misspelt(cls, names: set[str]) -> set[str]:
+        """Those that look like a field of this class."""
+        return {name for name in names if difflib.get_close_matches(name, cls._field_names(), cutoff=0.85)}
 
     def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
         unknown = sorted(self._unknown(kwargs))

@@ -57,10 +57,9 @@ def _block_cells(height: int, width: int, num_target_patches: int) -> list[list[
     return [[cell for cell in cells if cell not in run] for run in sorted(runs, key=sorted)]
 
 
-def _derive_num_target_patches(grid_size: tuple[int, int], aspect_ratio: tuple[float, float]) -> int:
-    """The feasible count nearest to 14 % of the grid: four disjoint blocks then leave 44 % to the context."""
+def _nearest_count(grid_size: tuple[int, int], aspect_ratio: tuple[float, float], wanted: float) -> int:
+    """The number of patches nearest to `wanted` for which a block exists."""
     num_patches = grid_size[0] * grid_size[1]
-    wanted = 0.14 * num_patches
     counts = sorted(range(1, num_patches), key=lambda count: (abs(count - wanted), count))
     for count in counts:
         shapes = _block_shapes(grid_size, count, aspect_ratio)
@@ -125,7 +124,8 @@ class MultiBlockMaskSampler:
         self.target_aspect_ratio = (float(lowest), float(highest))
         self.seed = int(seed)
         if num_target_patches is None:
-            num_target_patches = _derive_num_target_patches(self.grid_size, self.target_aspect_ratio)
+            # Four disjoint blocks of 14 % leave 44 % to the context.
+            num_target_patches = _nearest_count(self.grid_size, self.target_aspect_ratio, 0.14 * num_patches)
         self.num_target_patches = int(num_target_patches)
         shapes = self._feasible_shapes()
         free = num_patches - max(height * width for height, width in shapes)
@@ -152,16 +152,10 @@ class MultiBlockMaskSampler:
         shapes = [shape for shape in shapes if shape[0] * shape[1] < self.num_patches]
         if shapes:
             return shapes
-        nearby = [
-            count
-            for count in range(1, self.num_patches)
-            if any(h * w < self.num_patches for h, w in _block_shapes(self.grid_size, count, self.target_aspect_ratio))
-        ]
-        nearby.sort(key=lambda count: abs(count - self.num_target_patches))
         raise ValueError(
             f"num_target_patches is {self.num_target_patches}, but no block of that many patches has an aspect ratio "
-            f"in {self.target_aspect_ratio} on a {rows}x{columns} grid. Widen target_aspect_ratio or use one of "
-            f"{sorted(nearby[:4])} patches."
+            f"in {self.target_aspect_ratio} on a {rows}x{columns} grid. Widen target_aspect_ratio, or use "
+            f"{_nearest_count(self.grid_size, self.target_aspect_ratio, self.num_target_patches)} patches."
         )
 
     def _build_tables(self, shapes: list[tuple[int, int]]) -> None:

@@ -24,6 +24,9 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .configuration_sparsejepa import SparseJEPAConfig
 
 
+_INDEX_TYPES = (torch.int64, torch.int32)
+
+
 @dataclass
 class SparseJEPAPredictorOutput(ModelOutput):
     """What the predictor and the grouping make of a context.
@@ -475,6 +478,10 @@ class SparseJEPAGrouping(nn.Module):
     def _sample(self, mean: Tensor, log_variance: Tensor | None, noise: Tensor | None) -> Tensor:
         if log_variance is None or not self.training:
             return mean
+        if noise is not None and noise.shape != mean.shape:
+            raise ValueError(
+                f"latent_noise has the shape {tuple(noise.shape)}; expected that of the latents, {tuple(mean.shape)}."
+            )
         noise = torch.randn_like(mean) if noise is None else noise.to(mean.dtype)
         return mean + noise * (0.5 * log_variance).exp()
 
@@ -721,7 +728,7 @@ class SparseJEPAModel(SparseJEPAPreTrainedModel):
         ):
             if mask is None:
                 continue
-            if mask.ndim != ndim or mask.shape[0] != pixel_values.shape[0] or mask.is_floating_point():
+            if mask.ndim != ndim or mask.shape[0] != pixel_values.shape[0] or mask.dtype not in _INDEX_TYPES:
                 raise ValueError(
                     f"{name} has the shape {tuple(mask.shape)} and type {mask.dtype} for a batch of "
                     f"{pixel_values.shape[0]}; expected integer patch indices of shape {shape}, as "

@@ -199,7 +199,7 @@ def values_of(option) -> dict:
             "1",
         ],
         ["--lr_scheduler_type", "linear", "--warmup_steps", "0.2", "--gradient_checkpointing", "--max_steps", "7"],
-        ["--lr_scheduler_kwargs", '{"min_lr_rate": 0.1}', "--sparsity_weight", "0.3", "--seed", "5"],
+        ["--lr_scheduler_kwargs", '{"min_lr_rate": 0.1}', "--crop_scale", "0.5", "1", "--seed", "5"],
     ],
 )
 def test_the_written_options_parse_into_the_same_options(parse, tmp_path, flags):

@@ -91,6 +91,8 @@ def test_w_is_alone_in_its_group_with_its_own_learning_rate(make_trainer):
     assert len(own["params"]) == 1 and own["lr"] == 0.125 and own["weight_decay"] == 0.0
     assert all(group["lr"] == trainer.args.learning_rate for group in groups if group is not own)
     assert steps.group_weight_group(trainer.optimizer) is own
+    shared = own.keys() & groups[0].keys() - {"params", "lr", "weight_decay", steps.DECAYED}
+    assert "betas" in shared and all(own[key] == groups[0][key] for key in shared)
 
 
 def test_the_learning_rate_of_w_follows_the_schedule_from_its_own_peak(make_trainer, record):
@@ -555,6 +557,16 @@ def test_resuming_takes_the_last_checkpoint_that_was_written_to_its_end(make_tra
     assert seen == [2] and resumed.state.global_step == 4
 
 
+def test_resuming_a_finished_run_changes_nothing(make_trainer, weights_of, assert_same_weights):
+    """Its last step lies mid-epoch; transformers alone would train one step more."""
+    finished = make_trainer(max_steps=3, save_strategy="steps", save_steps=3)
+    finished.train()
+    resumed = make_trainer(max_steps=3, model_seed=5)
+    resumed.train(resume_from_checkpoint=str(Path(finished.args.output_dir) / "checkpoint-3"))
+    assert resumed.state.global_step == 3
+    assert_same_weights(weights_of(resumed), weights_of(finished))
+
+
 @pytest.mark.parametrize("wish", [True, "true", "True"])
 def test_resuming_without_a_checkpoint_is_an_error_that_says_so(make_trainer, wish):
     """A flag or a YAML file gives the wish as text."""
@@ -746,3 +758,12 @@ def test_a_checkpoint_is_safetensors_and_carries_both_encoders(make_trainer):
         assert torch.equal(saved[name], parameter)
     assert not list(folder.glob("pytorch_model*"))
     assert json.loads((folder / "config.json").read_text())["model_type"] == "sparsejepa"
+
+
+def test_a_saved_run_loads_without_a_warning(make_trainer, hear_warnings):
+    """`Trainer` writes a `use_cache` of its own into the configuration, which ours does not know."""
+    trainer = make_trainer(max_steps=1)
+    trainer.train()
+    trainer.save_model()
+    AutoModel.from_pretrained(trainer.args.output_dir)
+    assert not [message for message in hear_warnings.messages if "Configuration keys" in message]

@@ -93,6 +93,8 @@ class SparseJEPATrainer(Trainer):
             data_collator=data_collator or collate_images,
             **kwargs,
         )
+        # Trainer sets it; the configuration has no such key and would say so whenever a checkpoint is loaded.
+        vars(model.config).pop("use_cache", None)
         self.mask_sampler = MultiBlockMaskSampler(
             model.config.grid_size,
             num_target_blocks=args.num_target_blocks,
@@ -306,6 +308,13 @@ class SparseJEPATrainer(Trainer):
         output = super().train(resume_from_checkpoint=choice, **kwargs)
         self._require_finite(output.training_loss)
         return output
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # A finished run that is resumed amid an epoch would train one step more.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         # A checkpoint with NaN weights is worse than none.

@@ -1,0 +1,81 @@
+# Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
+"""The recipes in `examples/configs`."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from sparsejepa_hf import SparseJEPAConfig
+from sparsejepa_hf.masking import MultiBlockMaskSampler
+from sparsejepa_hf.training.command_line import parse_options
+from sparsejepa_hf.training.pretraining import OPTION_TYPES
+
+
+CONFIGS = sorted((Path(__file__).parents[2] / "examples" / "configs").glob("*.yaml"))
+BASELINES = [path for path in CONFIGS if path.stem.endswith("-ijepa")]
+
+# What a baseline may and must change: the grouping, the weights of its regularisers and their warm-ups.
+GROUPING = {
+    "use_grouping",
+    "num_groups",
+    "num_latents",
+    "group_size",
+    "generator_hidden_size",
+    "variational",
+    "sparsity_weight",
+    "sparsity_mode",
+    "kl_weight",
+    "sparsity_warmup_steps",
+    "kl_warmup_steps",
+    "group_learning_rate",
+}
+
+
+def read(path: Path):
+    return parse_options(OPTION_TYPES, [str(path), "--use_cpu", "--report_to", "none"])
+
+
+def test_there_are_recipes():
+    assert "demo" in {path.stem for path in CONFIGS}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_recipe_describes_a_model_whose_masks_exist_on_its_grid(path):
+    model, data, training = read(path)
+    config = model.build_config()
+    sampler = MultiBlockMaskSampler(
+        config.grid_size,
+        num_target_blocks=training.num_target_blocks,
+        num_target_patches=training.num_target_patches,
+        num_context_patches=training.num_context_patches,
+        target_aspect_ratio=tuple(training.target_aspect_ratio),
+    )
+    context_mask, target_mask = sampler(4, 0)
+    assert max(context_mask.max(), target_mask.max()) < config.num_patches
+    side = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
+    assert training.crop == "resized" or (data.load_size or side) == side, "a padded crop takes images of the side"
+    assert not data.streaming or training.max_steps > 0, "a stream has no epochs"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_recipe_s_regularisers_are_on_where_its_name_says_so(path):
+    config = read(path)[0].build_config()
+    assert isinstance(config, SparseJEPAConfig)
+    assert config.use_grouping == (path not in BASELINES)
+    if config.use_grouping:
+        assert config.sparsity_weight > 0, "SparseJEPA without sparsity is no SparseJEPA"
+
+
+@pytest.mark.parametrize("path", BASELINES, ids=lambda path: path.stem)
+def test_a_baseline_differs_from_its_twin_in_the_grouping_alone(path):
+    """Every comparison rests on it: same data, seed, steps, masks and schedule."""
+    twin = path.with_name(path.name.replace("-ijepa", ""))
+    assert twin in CONFIGS
+    different = set()
+    for ours, theirs in zip(read(path), read(twin), strict=True):
+        for field in dataclasses.fields(ours):
+            if field.init and getattr(ours, field.name) != getattr(theirs, field.name):
+                different.add(field.name)
+    assert "use_grouping" in different and "output_dir" in different
+    assert different <= GROUPING | {"output_dir", "run_name"}
