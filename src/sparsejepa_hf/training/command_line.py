@@ -31,7 +31,7 @@ class DataArguments:
     )
     dataset_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    eval_split: str | None = field(default="test", metadata={"help": "Held-out split; null for none."})
+    eval_split: str | None = field(default=None, metadata={"help": "Held-out split, for the monitors; or none."})
     image_column: str | None = field(default=None, metadata={"help": "Default: the only image column."})
     label_column: str | None = field(default=None, metadata={"help": "Default: the only label column, if any."})
     streaming: bool = field(default=False, metadata={"help": "Read on the fly, in constant memory; needs max_steps."})

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import ViTImageProcessor, set_seed
+from transformers import set_seed
 
 from ..data import build_image_dataset, load_image_dataset
 from ..evaluation import extract_features, knn_accuracy, linear_probe, pixel_features
@@ -17,7 +17,7 @@ from ..modeling_sparsejepa import SparseJEPAForPreTraining
 from .arguments import SparseJEPATrainingArguments
 from .command_line import DataArguments, ModelArguments
 from .monitors import labelled_images
-from .trainer import SparseJEPATrainer
+from .trainer import SparseJEPATrainer, image_processor
 
 
 OPTION_TYPES = (ModelArguments, DataArguments, SparseJEPATrainingArguments)
@@ -38,16 +38,21 @@ def pretrain(
     config = model_arguments.build_config()
     train_dataset = build_dataset(data_arguments, data_arguments.train_split, config.image_size, training=True)
     eval_dataset = None
-    if data_arguments.eval_split is not None:
+    if data_arguments.eval_split is not None and data_arguments.eval_split.lower() != "none":
         eval_dataset = build_dataset(data_arguments, data_arguments.eval_split, config.image_size, training=False)
     model = SparseJEPAForPreTraining(config)
     labelled = not data_arguments.streaming and has_labels(train_dataset) and has_labels(eval_dataset)
+    if training_arguments.knn_steps and not labelled:
+        raise ValueError(
+            f"knn_steps is {training_arguments.knn_steps}, but the kNN monitor needs labels in train_split and in "
+            "eval_split, and no streaming. Name label_column and eval_split, or set knn_steps to 0."
+        )
     trainer = SparseJEPATrainer(
         model=model,
         args=training_arguments,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
-        processing_class=_image_processor(config.image_size, data_arguments),
+        processing_class=image_processor(config.image_size, data_arguments.image_mean, data_arguments.image_std),
         knn_datasets=(train_dataset, eval_dataset) if labelled and training_arguments.knn_steps else None,
     )
     if trainer.is_world_process_zero():
@@ -98,13 +103,6 @@ def build_dataset(arguments: DataArguments, split: str, image_size: Any, trainin
 def has_labels(dataset: Dataset | None) -> bool:
     """Whether a map-style data set's examples carry labels."""
     return dataset is not None and hasattr(dataset, "__len__") and "labels" in dataset[0]
-
-
-def _image_processor(image_size: Any, arguments: DataArguments) -> ViTImageProcessor:
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    return ViTImageProcessor(
-        size={"height": height, "width": width}, image_mean=arguments.image_mean, image_std=arguments.image_std
-    )
 
 
 def write_options(output_dir: str, *options: Any) -> None:

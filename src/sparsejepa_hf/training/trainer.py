@@ -2,7 +2,7 @@
 """The Trainer that pre-trains SparseJEPA."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -83,7 +83,7 @@ class SparseJEPATrainer(Trainer):
         if not isinstance(args, SparseJEPATrainingArguments):
             raise TypeError(f"args is a {type(args).__name__}; expected SparseJEPATrainingArguments.")
         if processing_class is None:
-            processing_class = default_image_processor(model.config.image_size)
+            processing_class = image_processor(model.config.image_size)
         super().__init__(
             model=model,
             args=args,
@@ -336,7 +336,12 @@ class SparseJEPATrainer(Trainer):
             write_model_card(self.args.output_dir, self.model.config, self.args, self.state.log_history)
 
 
-def default_image_processor(image_size: int | list[int] | tuple[int, int]) -> ViTImageProcessor:
-    """Resizes to the model's size and normalises to mean 0.5, standard deviation 0.5."""
+def image_processor(
+    image_size: int | list[int] | tuple[int, int],
+    image_mean: Sequence[float] = (0.5, 0.5, 0.5),
+    image_std: Sequence[float] = (0.5, 0.5, 0.5),
+) -> ViTImageProcessor:
+    """Resizes to the model's size and normalises."""
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    return ViTImageProcessor(size={"height": height, "width": width}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    size = {"height": height, "width": width}
+    return ViTImageProcessor(size=size, image_mean=list(image_mean), image_std=list(image_std))
