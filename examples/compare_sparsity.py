@@ -29,7 +29,9 @@ HISTORY += ("dead_latents", "dead_groups", "mean_column_norm", "sparsity_pull", 
 
 def parse() -> tuple[argparse.Namespace, list[str]]:
     """Own flags, and the rest, which goes to every run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("config", nargs="?", help="YAML of the SparseJEPA run")
     parser.add_argument("--sparsity_weights", type=float, nargs="+", default=[0.1, 0.3, 1.0], help="λ of each run")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")

@@ -18,7 +18,7 @@ def main() -> None:
     if training_arguments.process_index != 0:
         return
     print(f"\nCheckpoint: {results['output_dir']}  (AutoModel.from_pretrained loads it)")
-    if "comparison" in results:
+    if "trained" in results.get("comparison", {}):
         print(f"{'Top-1 on held-out images':<26}{'kNN':>8}{'linear':>9}")
         for name, result in results["comparison"].items():
             print(f"  {name:<24}{result['knn_accuracy']:>8.1%}{result['linear_accuracy']:>9.1%}")

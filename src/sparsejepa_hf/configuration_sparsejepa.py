@@ -28,6 +28,8 @@ _BASE_ARGUMENTS = {
     "per_layer_config",
     "tie_last_hidden_states",
     "torch_dtype",
+    # The stock Trainer writes it into every configuration.
+    "use_cache",
 }
 
 # Encoders as in DeiT and ViT (arXiv 2012.12877, 2010.11929); predictors as in I-JEPA where it states them.
@@ -225,8 +227,18 @@ class SparseJEPAConfig(PreTrainedConfig):
     @property
     def grid_size(self) -> tuple[int, int]:
         """(rows, columns) of the patch grid."""
-        (height, width), (patch_height, patch_width) = _pair(self.image_size), _pair(self.patch_size)
+        (height, width), (patch_height, patch_width) = self.image_sides, self.patch_sides
         return height // patch_height, width // patch_width
+
+    @property
+    def image_sides(self) -> tuple[int, int]:
+        """(height, width) of the images, in pixels."""
+        return _pair(self.image_size)
+
+    @property
+    def patch_sides(self) -> tuple[int, int]:
+        """(height, width) of a patch, in pixels."""
+        return _pair(self.patch_size)
 
     @property
     def num_patches(self) -> int:
@@ -320,7 +332,7 @@ class SparseJEPAConfig(PreTrainedConfig):
             )
 
     def _check_divisibility(self) -> None:
-        for side, size, patch in zip(("height", "width"), _pair(self.image_size), _pair(self.patch_size), strict=True):
+        for side, size, patch in zip(("height", "width"), self.image_sides, self.patch_sides, strict=True):
             if size % patch:
                 raise ValueError(
                     f"image_size has a {side} of {size} pixels, which patch_size {patch} does not divide; "

@@ -69,11 +69,6 @@ def uniform(keys: Tensor, count: int) -> Tensor:
     return _shift_right(_bits(keys, count), 40).to(torch.float32) * 2.0**-24
 
 
-def integers(keys: Tensor, count: int, high: int) -> Tensor:
-    """Integers in [0, high), int64, of shape `keys.shape + (count,)`; `high` at most 2**24."""
-    return (_shift_right(_bits(keys, count), 40) * high) >> 24
-
-
 def normal(keys: Tensor, count: int) -> Tensor:
     """Standard normal float32 numbers of shape `keys.shape + (count,)` (Box & Muller, 1958)."""
     half = (count + 1) // 2

@@ -288,13 +288,11 @@ class SparseJEPAPatchEmbeddings(nn.Module):
 
     def __init__(self, config: SparseJEPAConfig):
         super().__init__()
-        patch_size = config.patch_size
-        self.patch_size = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
-        self.num_channels = config.num_channels
-        self.projection = nn.Conv2d(config.num_channels, config.hidden_size, self.patch_size, self.patch_size)
+        self.patch_sides = config.patch_sides
+        self.projection = nn.Conv2d(config.num_channels, config.hidden_size, self.patch_sides, self.patch_sides)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        (patch_height, patch_width), weight = self.patch_size, self.projection.weight
+        (patch_height, patch_width), weight = self.patch_sides, self.projection.weight
         patches = pixel_values.unflatten(3, (-1, patch_width)).unflatten(2, (-1, patch_height))
         patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
         return F.linear(patches.to(weight.dtype), weight.flatten(1), self.projection.bias)
@@ -312,12 +310,10 @@ class SparseJEPAEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def _positions(self, pixel_values: Tensor, interpolate_pos_encoding: bool) -> Tensor:
-        size = tuple(pixel_values.shape[-2:])
-        image_size = self.config.image_size
-        expected = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        size, expected = tuple(pixel_values.shape[-2:]), self.config.image_sides
         if size == expected:
             return self.position_embeddings
-        patch = self.patch_embeddings.patch_size
+        patch = self.config.patch_sides
         if not interpolate_pos_encoding:
             raise ValueError(
                 f"The images are {size[0]}x{size[1]} pixels, but the model expects {expected[0]}x{expected[1]}. "
@@ -329,9 +325,10 @@ class SparseJEPAEmbeddings(nn.Module):
                 "Resize them to a multiple of the patch size."
             )
         grid = (size[0] // patch[0], size[1] // patch[1])
-        return sincos_position_embeddings(
+        positions = sincos_position_embeddings(
             self.config.hidden_size, grid, self.config.grid_size, device=self.position_embeddings.device
         )
+        return positions.to(self.position_embeddings.dtype)
 
     def forward(
         self, pixel_values: Tensor, context_mask: Tensor | None = None, interpolate_pos_encoding: bool = False
@@ -343,7 +340,8 @@ class SparseJEPAEmbeddings(nn.Module):
             )
         positions = self._positions(pixel_values, interpolate_pos_encoding)
         embeddings = self.patch_embeddings(pixel_values)
-        embeddings = embeddings + positions.to(embeddings.dtype)
+        # Positions in the weights' precision keep the residual stream there too, also under autocast.
+        embeddings = embeddings + positions
         if context_mask is not None:
             embeddings = gather_tokens(embeddings, context_mask)
         return self.dropout(embeddings)
@@ -396,9 +394,8 @@ class SparseJEPATransformerPredictor(nn.Module):
         """h (B, Nc, D), `context_mask` (B, Nc), `target_mask` (B, M, Nt), positions (N, D_p) -> (B, M, Nt, D_p)."""
         num_context, num_blocks = context_mask.shape[1], target_mask.shape[1]
         context = self.embed(hidden_states)
-        positions = position_embeddings.to(context.dtype)
-        context = context + positions[context_mask]
-        blocks = self.mask_token.to(context.dtype) + positions[target_mask]
+        context = context + position_embeddings[context_mask]
+        blocks = self.mask_token + position_embeddings[target_mask]
         tokens = torch.cat([context, blocks.flatten(1, 2)], dim=1)
         for layer in self.layers:
             tokens = layer(tokens, num_context=num_context, num_blocks=num_blocks, **kwargs)
@@ -433,7 +430,7 @@ class SparseJEPAMLPPredictor(nn.Module):
     ) -> Tensor:
         """Shapes as in [`SparseJEPATransformerPredictor`]; `context_mask` does not matter here."""
         pooled = self.embed(hidden_states.mean(dim=1))
-        tokens = pooled[:, None, None] + position_embeddings.to(pooled.dtype)[target_mask]
+        tokens = pooled[:, None, None] + position_embeddings[target_mask]
         for norm, layer in zip(self.norms, self.layers, strict=True):
             tokens = tokens + layer(norm(tokens))
         return self.layernorm(tokens)
@@ -524,7 +521,7 @@ class SparseJEPAPredictor(nn.Module):
         if grid_size is not None and grid_size != self.config.grid_size:
             positions = sincos_position_embeddings(
                 self.config.predictor_hidden_size, grid_size, self.config.grid_size, device=positions.device
-            )
+            ).to(positions.dtype)
         hidden_states = self.trunk(hidden_states, context_mask, target_mask, positions, **kwargs)
         return self.grouping(
             hidden_states, latent_noise=latent_noise, output_group_activations=output_group_activations
@@ -649,6 +646,12 @@ class SparseJEPAModel(SparseJEPAPreTrainedModel):
         for target, source in zip(self.target_encoder.parameters(), self.context_encoder.parameters(), strict=True):
             target.copy_(source)
 
+    def train(self, mode: bool = True) -> "SparseJEPAModel":
+        """As in torch, but the target encoder stays in evaluation mode: targets carry no dropout noise."""
+        super().train(mode)
+        self.target_encoder.eval()
+        return self
+
     def get_input_embeddings(self) -> nn.Module:
         return self.target_encoder.embeddings.patch_embeddings
 
@@ -695,7 +698,7 @@ class SparseJEPAModel(SparseJEPAPreTrainedModel):
         if context_mask is not None:
             context = self.context_encoder(pixel_values, context_mask, interpolate_pos_encoding, **kwargs)
             if predicting and not skip_predictor:
-                patch = self.target_encoder.embeddings.patch_embeddings.patch_size
+                patch = self.config.patch_sides
                 prediction = self.predictor(
                     context,
                     context_mask,
@@ -774,10 +777,10 @@ class SparseJEPAForPreTraining(SparseJEPAPreTrainedModel):
         Raises:
             ValueError: if a loss is wanted without masks.
         """
-        if return_loss and (context_mask is None or target_mask is None):
+        if return_loss and (context_mask is None or target_mask is None or kwargs.get("skip_predictor")):
             raise ValueError(
-                "The pre-training loss needs context_mask and target_mask. Draw them with MultiBlockMaskSampler("
-                "config.grid_size)(batch_size, step), or pass return_loss=False for features."
+                "The pre-training loss needs context_mask, target_mask and the predictor. Draw masks with "
+                "MultiBlockMaskSampler(config.grid_size)(batch_size, step), or pass return_loss=False for features."
             )
         outputs = self.sparsejepa(
             pixel_values,
@@ -852,6 +855,9 @@ class SparseJEPAVisionModel(SparseJEPAPreTrainedModel):
 
 class SparseJEPAForImageClassification(SparseJEPAPreTrainedModel):
     """The target encoder with a linear classifier on its mean-pooled features."""
+
+    # The loss is a mean over the batch, so the Trainer must divide it by the accumulation steps itself.
+    accepts_loss_kwargs = False
 
     _keys_to_ignore_on_load_unexpected = SparseJEPAVisionModel._keys_to_ignore_on_load_unexpected
 

@@ -43,10 +43,10 @@ def test_types_survive_the_file(parse):
     model, data, training = parse(
         "learning_rate: 1e-4\nema_momentum: 0.5\nimage_mean: [0.1, 0.2, 0.3]\nuse_grouping: false\nprobe: false\n"
         "streaming: true\nimage_size: [16, 32]\nlr_scheduler_kwargs: {min_lr: 1.0e-5}\nsave_strategy: epoch\n"
-        "dataset_name: '1'\nmax_grad_norm: 2\n"
+        "dataset_config_name: '1'\nmax_grad_norm: 2\n"
     )
     assert (training.learning_rate, training.ema_momentum, training.max_grad_norm) == (1e-4, 0.5, 2.0)
-    assert data.image_mean == [0.1, 0.2, 0.3] and data.dataset_name == "1"
+    assert data.image_mean == [0.1, 0.2, 0.3] and data.dataset_config_name == "1"
     assert model.use_grouping is False and data.probe is False and data.streaming is True
     assert model.image_size == [16, 32]
     assert training.lr_scheduler_kwargs == {"min_lr": 1e-5}
@@ -55,7 +55,7 @@ def test_types_survive_the_file(parse):
 
 def test_null_says_nothing_where_nothing_is_an_answer_and_is_refused_elsewhere(parse):
     model, data, training = parse({"eval_split": None, "weight_decay_end": None, "num_latents": None})
-    assert data.eval_split is None, "the help promises: null for none"
+    assert data.eval_split is None
     assert training.weight_decay_end is None and model.num_latents is None
     with pytest.raises(ValueError, match="sets seed to null, but it needs a value"):
         parse({"seed": None})
@@ -211,10 +211,12 @@ def test_the_written_options_parse_into_the_same_options(parse, tmp_path, flags)
 
 
 def test_a_null_that_was_asked_for_survives_being_written(parse, tmp_path):
-    options = parse({"eval_split": None})
+    """Where nothing is not the default, leaving the line out would bring the default back."""
+    options = parse({"ddp_find_unused_parameters": None})
+    assert parse({})[2].ddp_find_unused_parameters is not None
     write_options(str(tmp_path / "run"), *options)
     again = parse_options(OPTION_TYPES, [str(tmp_path / "run" / "pretraining_options.yaml")])
-    assert again[1].eval_split is None
+    assert again[2].ddp_find_unused_parameters is None
 
 
 def test_secrets_are_not_written_down(parse, tmp_path):

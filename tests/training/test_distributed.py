@@ -70,6 +70,8 @@ for run in json.load(open(sys.argv[1])):
     if trainer.is_world_process_zero():
         weights = {name: p.detach() for name, p in trainer.model.named_parameters()}
         torch.save({"weights": weights, "result": json.dumps(result)}, run["out"])
+trainer.accelerator.wait_for_everyone()
+trainer.accelerator.end_training()
 """
 
 
@@ -206,6 +208,7 @@ def test_nan_in_one_process_stops_both_before_anything_is_saved(train, tmp_path)
 
 TINY_RUN = {
     "dataset": "synthetic-scenes",
+    "eval_split": "test",
     "max_train_examples": 64,
     "max_eval_examples": 32,
     "preset": "vit-tiny",

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
+from transformers import TrainerState
 
 from sparsejepa_hf.training import SparseJEPATrainingArguments
 from sparsejepa_hf.training.model_card import write_model_card
@@ -19,11 +20,12 @@ HISTORY = [
 
 @pytest.fixture
 def write(tmp_path: Path, make_small_config):
-    def run(history=HISTORY, name="my-encoder", arguments=None, **config) -> str:
+    def run(history=HISTORY, name="my-encoder", arguments=None, dataset=None, **config) -> str:
         args = SparseJEPATrainingArguments(
             output_dir=str(tmp_path / name), report_to="none", use_cpu=True, **(arguments or {})
         )
-        path = write_model_card(args.output_dir, make_small_config(**config), args, history)
+        state = TrainerState(global_step=history[-1]["step"] if history else 0, log_history=history)
+        path = write_model_card(args.output_dir, make_small_config(**config), args, state, dataset)
         assert path == tmp_path / name / "README.md"
         return path.read_text(encoding="utf-8")
 
@@ -76,7 +78,12 @@ def test_a_comparison_becomes_a_table_of_results_and_without_one_there_is_none(w
 
 
 def test_a_card_can_be_written_before_anything_was_logged(write):
-    assert "| optimizer steps | none yet |" in write(history=[])
+    assert "| optimizer steps | 0 |" in write(history=[])
+
+
+def test_the_card_names_the_data_or_asks_for_their_name(write):
+    assert "| data | some/images |" in write(dataset="some/images")
+    assert "| data | not stated: fill in |" in write()
 
 
 def test_no_placeholder_is_left_unfilled(write):

@@ -604,24 +604,33 @@ def test_a_checkpoint_of_the_other_method_is_refused(make_trainer):
         )
 
 
-def stream(count=40, buffer=16):
+def stream(count=40, buffer=16, repeat=True):
     scenes = build_scenes(count, image_size=16, seed=0, split="train").select_columns(["image", "label"])
     assert isinstance(scenes, datasets.Dataset)
-    return StreamingImageDataset(scenes.to_iterable_dataset(num_shards=2), 16, shuffle_buffer_size=buffer)
+    return StreamingImageDataset(
+        scenes.to_iterable_dataset(num_shards=2), 16, shuffle_buffer_size=buffer, repeat=repeat
+    )
 
 
 def test_a_stream_trains_for_max_steps_past_its_end(make_trainer):
     assert make_trainer(train_dataset=stream(), max_steps=7).train().global_step == 7
 
 
+def test_a_stream_that_ends_is_refused(make_trainer):
+    with pytest.raises(ValueError, match="repeat=True"):
+        make_trainer(train_dataset=stream(repeat=False))
+
+
+@pytest.mark.parametrize("step", [2, 6])
 def test_an_interrupted_stream_goes_on_as_if_it_had_not_been(
-    make_trainer, assert_same_weights, weights_of, train_logs_of
+    make_trainer, assert_same_weights, weights_of, train_logs_of, step
 ):
-    options = {"max_steps": 4}
-    whole = make_trainer(train_dataset=stream(), save_strategy="steps", save_steps=2, **options)
+    """Also in the second pass: five steps are one."""
+    options = {"max_steps": 8}
+    whole = make_trainer(train_dataset=stream(), save_strategy="steps", save_steps=step, **options)
     whole.train()
     resumed = make_trainer(train_dataset=stream(), model_seed=3, **options)
-    resumed.train(resume_from_checkpoint=str(Path(whole.args.output_dir) / "checkpoint-2"))
+    resumed.train(resume_from_checkpoint=str(Path(whole.args.output_dir) / f"checkpoint-{step}"))
     assert_same_weights(weights_of(resumed), weights_of(whole))
     assert train_logs_of(resumed) == train_logs_of(whole)
 
@@ -745,7 +754,7 @@ def test_the_model_card_is_ours_and_stays_so(make_trainer, tmp_path):
     ours = (tmp_path / "encoder" / "README.md").read_text(encoding="utf-8")
     assert ours.startswith("---\nlibrary_name: transformers\n") and "# encoder" in ours
     assert f"| last prediction_loss | {trainer.state.log_history[-2]['prediction_loss']:.4g} |" in ours
-    trainer.create_model_card(model_name="generic", tags=["generic"], dataset="some data")
+    trainer.create_model_card(model_name="generic", tags=["generic"])
     assert (tmp_path / "encoder" / "README.md").read_text(encoding="utf-8") == ours
 
 

@@ -1,6 +1,7 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """Torch data sets of square uint8 images, with damaged images skipped, counted and reported."""
 
+import itertools
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -153,13 +154,15 @@ class ImageDataset(torch.utils.data.Dataset):
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
         self._tally.check(0)
+        if self._tally.bad > 1:
+            self._tally._warn(f"{self._tally.bad} of {count} images could not be decoded and were left out.")
         self.source_indices = torch.from_numpy(np.flatnonzero(good))
         self.pixel_values = torch.from_numpy(pixels if good.all() else pixels[good])
         self.labels = torch.from_numpy(labels[good]) if self.has_labels else None
 
 
 class StreamingImageDataset(torch.utils.data.IterableDataset):
-    """Images of a `datasets.IterableDataset` as uint8 tensors, in constant memory, read once an epoch.
+    """Images of a `datasets.IterableDataset` as uint8 tensors, in constant memory, read once or without end.
 
     Undecodable images are skipped, with one warning, and an error once too many are bad. Several DataLoader workers
     share the files of the source: more workers than files (shards) stay idle. Several processes: under Accelerate
@@ -172,6 +175,8 @@ class StreamingImageDataset(torch.utils.data.IterableDataset):
         shuffle_buffer_size: examples held (undecoded) to draw from at random; 0 keeps the order of the source.
         seed: seed of the shuffling; the order changes with `set_epoch`.
         max_bad_fraction: the most undecodable images allowed, as a fraction of those seen; checked from 100 on.
+        repeat: begin again at the end, shuffled anew, without end. A run of `max_steps` that is resumed then finds
+            its place by skipping what it has read.
         rank: number of this process, below `world_size`.
         world_size: number of processes that share the source.
 
@@ -188,10 +193,12 @@ class StreamingImageDataset(torch.utils.data.IterableDataset):
         shuffle_buffer_size: int = 1000,
         seed: int = 0,
         max_bad_fraction: float = 0.01,
+        repeat: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self.image_size = image_size
+        self.repeat = repeat
         self._tally = _Tally(max_bad_fraction)
         dataset = _undecoded(dataset)
         self.has_labels = "label" in dataset.column_names
@@ -211,6 +218,19 @@ class StreamingImageDataset(torch.utils.data.IterableDataset):
         self._source.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[Example]:
+        if not self.repeat:
+            yield from self._one_pass()
+            return
+        for epoch in itertools.count():
+            self._source.set_epoch(epoch)
+            is_empty = True
+            for example in self._one_pass():
+                is_empty = False
+                yield example
+            if is_empty:
+                return
+
+    def _one_pass(self) -> Iterator[Example]:
         # `datasets` splits its files among the DataLoader's workers by itself.
         for position, row in enumerate(self._source):
             decoded = _decode(row["image"], self.image_size)
@@ -229,10 +249,11 @@ def build_image_dataset(
     num_threads: int | None = None,
     shuffle_buffer_size: int = 1000,
     seed: int = 0,
+    repeat: bool = False,
 ) -> ImageDataset | StreamingImageDataset:
     """[`StreamingImageDataset`] for an `IterableDataset`, else [`ImageDataset`]; arguments as there.
 
-    `cache` and `num_threads` are for the latter alone, `shuffle_buffer_size` and `seed` for the former.
+    `cache` and `num_threads` are for the latter alone, `shuffle_buffer_size`, `seed` and `repeat` for the former.
     """
     if isinstance(dataset, datasets.IterableDataset):
         return StreamingImageDataset(
@@ -241,6 +262,7 @@ def build_image_dataset(
             shuffle_buffer_size=shuffle_buffer_size,
             seed=seed,
             max_bad_fraction=max_bad_fraction,
+            repeat=repeat,
         )
     return ImageDataset(dataset, image_size, cache=cache, max_bad_fraction=max_bad_fraction, num_threads=num_threads)
 
@@ -268,17 +290,20 @@ class _Tally:
         self.count_many(1, [(index, decoded)] if isinstance(decoded, UndecodableImageError) else [])
 
     def count_many(self, seen: int, failures: Sequence[tuple[int, UndecodableImageError]]) -> None:
-        is_first = self.bad == 0
+        before = self.bad
         self.seen += seen
         self.bad += len(failures)
         self.failures += [f"image {index}: {error}" for index, error in failures][
             : _SHOWN_FAILURES - len(self.failures)
         ]
-        if failures and is_first:
-            warnings.warn(
-                f"Undecodable images are skipped; the first is {self.failures[0]} Further ones are only counted.",
-                stacklevel=2,
-            )
+        if failures and not before:
+            self._warn(f"Undecodable images are skipped; the first is {self.failures[0]}")
+        elif len(str(self.bad)) > len(str(before)):
+            self._warn(f"{self.bad} of {self.seen} images could not be decoded and were skipped so far.")
+
+    @staticmethod
+    def _warn(message: str) -> None:
+        warnings.warn(message, stacklevel=4)
 
     def check(self, min_seen: int) -> None:
         if self.bad and self.seen >= min_seen and self.bad > self.max_bad_fraction * self.seen:

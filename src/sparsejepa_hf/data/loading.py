@@ -136,6 +136,11 @@ def _load(
     seed: int,
     cache_dir: str | Path | None,
 ) -> AnyDataset:
+    if name is not None and not _is_hub_source(source):
+        raise ValueError(
+            f"name is {name!r}, the configuration of a Hub data set, but the source is "
+            f"{source if isinstance(source, str) else type(source).__name__!r}, which has none. Leave name out."
+        )
     if isinstance(source, (Dataset, IterableDataset)):
         return source
     if isinstance(source, (DatasetDict, IterableDatasetDict)):
@@ -155,6 +160,12 @@ def _load(
     if glob.has_magic(str(path)):
         return _load_glob(path, split, options)
     return _load_from_hub(str(source), split, name, options)
+
+
+def _is_hub_source(source: Any) -> bool:
+    if not isinstance(source, (str, Path)) or str(source) == SYNTHETIC_SCENES:
+        return False
+    return not Path(source).expanduser().exists() and not glob.has_magic(str(source))
 
 
 def _load_folder(folder: Path, split: str, options: dict[str, Any]) -> AnyDataset:
@@ -221,6 +232,13 @@ def _split_folders(images: list[Path], root: Path) -> dict[Path, str]:
     first = {parts[0] for parts in inside if len(parts) > 1}
     if all(len(parts) > 1 for parts in inside) and all(name.lower() in _SPLIT_OF_WORD for name in first):
         return {root / name: _SPLIT_OF_WORD[name.lower()] for name in sorted(first)}
+    splits = sorted(name for name in first if name.lower() in _SPLIT_OF_WORD)
+    if len(splits) > 1:
+        raise ValueError(
+            f"{str(root)!r} has the split folders {', '.join(splits)}, but other images beside them, in "
+            f"{', '.join(sorted(map(repr, first - set(splits)))) or 'the folder itself'}. Move those out, or name one "
+            "split's folder."
+        )
     return {root: "train"}
 
 

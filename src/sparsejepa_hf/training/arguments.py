@@ -84,7 +84,9 @@ class SparseJEPATrainingArguments(TrainingArguments):
     # Monitors.
     knn_steps: int = field(default=0, metadata={"help": "kNN on the held-out set every so many steps; 0: never."})
     knn_k: int = field(default=20, metadata={"help": "Neighbours of the kNN monitor."})
-    knn_max_examples: int = field(default=10_000, metadata={"help": "Most training images in the kNN monitor's bank."})
+    knn_max_examples: int = field(
+        default=10_000, metadata={"help": "Most images of the kNN monitor, in its bank and held out."}
+    )
     monitor_samples: int = field(default=2048, metadata={"help": "Recent images that RankMe is computed on."})
     collapse_min_std: float = field(
         default=0.02, metadata={"help": "Below this standard deviation of features over images, warn of collapse."}

@@ -29,7 +29,7 @@ class DataArguments:
             "save_to_disk, or synthetic-scenes, the built-in data."
         },
     )
-    dataset_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str | None = field(default=None, metadata={"help": "Held-out split, for the monitors; or none."})
     image_column: str | None = field(default=None, metadata={"help": "Default: the only image column."})
@@ -37,10 +37,14 @@ class DataArguments:
     streaming: bool = field(default=False, metadata={"help": "Read on the fly, in constant memory; needs max_steps."})
     shuffle_buffer: int = field(default=10_000, metadata={"help": "Examples of the shuffle buffer when streaming."})
     load_size: int | None = field(
-        default=None, metadata={"help": "Side to decode to, in pixels; default: the model's image_size."}
+        default=None,
+        metadata={"help": "Side that training images are decoded to before augmentation; default: image_size."},
     )
-    max_train_examples: int | None = field(default=None, metadata={"help": "A seeded random subset of so many."})
+    max_train_examples: int | None = field(default=None, metadata={"help": "A random subset of so many."})
     max_eval_examples: int | None = field(default=None, metadata={"help": "Likewise for the held-out split."})
+    dataset_seed: int = field(
+        default=0, metadata={"help": "Seed of subsets, of the built-in scenes and of a stream's shuffling."}
+    )
     max_bad_fraction: float = field(default=0.01, metadata={"help": "Largest share of undecodable images."})
     image_mean: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5], metadata={"help": "Of each channel."})
     image_std: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5], metadata={"help": "Of each channel."})

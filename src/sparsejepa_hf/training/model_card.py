@@ -4,6 +4,8 @@
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerState
+
 from ..configuration_sparsejepa import SparseJEPAConfig
 from .arguments import SparseJEPATrainingArguments
 
@@ -66,13 +68,16 @@ def _model_rows(config: SparseJEPAConfig) -> dict[str, Any]:
     return rows
 
 
-def _training_rows(args: SparseJEPATrainingArguments, history: list[dict[str, Any]]) -> dict[str, Any]:
-    last = next((entry for entry in reversed(history) if "prediction_loss" in entry), {})
+def _training_rows(
+    args: SparseJEPATrainingArguments, state: TrainerState, dataset: str | list[str] | None
+) -> dict[str, Any]:
+    last = next((entry for entry in reversed(state.log_history) if "prediction_loss" in entry), {})
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     rows = {
-        "optimizer steps": last.get("step", "none yet"),
+        "data": "not stated: fill in" if dataset is None else dataset,
+        "optimizer steps": state.global_step,
+        "images a step": batch,
         "learning rate": args.learning_rate,
-        "batch on each process": args.per_device_train_batch_size,
-        "gradient accumulation": args.gradient_accumulation_steps,
         "weight decay": args.weight_decay,
         "EMA momentum": f"{args.ema_momentum} to {args.ema_momentum_end}",
         "seed": args.seed,
@@ -100,9 +105,13 @@ def _results(history: list[dict[str, Any]]) -> str:
 
 
 def write_model_card(
-    output_dir: str, config: SparseJEPAConfig, args: SparseJEPATrainingArguments, history: list[dict[str, Any]]
+    output_dir: str,
+    config: SparseJEPAConfig,
+    args: SparseJEPATrainingArguments,
+    state: TrainerState,
+    dataset: str | list[str] | None = None,
 ) -> Path:
-    """Writes `output_dir`/README.md from the configuration, the arguments and the trainer's log; returns its path."""
+    """Writes `output_dir`/README.md from the configuration, the arguments and the trainer's state."""
     path = Path(output_dir) / "README.md"
     path.parent.mkdir(parents=True, exist_ok=True)
     card = _TEMPLATE.format(
@@ -110,8 +119,8 @@ def write_model_card(
         kind="A sparse, grouped vision encoder" if config.use_grouping else "An I-JEPA vision encoder (no grouping)",
         hidden_size=config.hidden_size,
         model=_table(_model_rows(config)),
-        training=_table(_training_rows(args, history)),
-        results=_results(history),
+        training=_table(_training_rows(args, state, dataset)),
+        results=_results(state.log_history),
     )
     path.write_text(card, encoding="utf-8")
     return path

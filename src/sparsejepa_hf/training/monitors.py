@@ -28,6 +28,11 @@ COLLAPSE_ADVICE = (
 )
 
 
+_MIN_IMAGES_FOR_RANK = 16
+# Images decoded at a time.
+_CHUNK = 512
+
+
 class NonFiniteLossError(FloatingPointError):
     """The training loss became NaN or infinite."""
 
@@ -70,6 +75,11 @@ class FeatureWindow:
         self._held += len(self._pooled[-1])
         while self._held - len(self._pooled[0]) >= self._num_samples:
             self._held -= len(self._pooled.popleft())
+
+    @property
+    def num_images(self) -> int:
+        """How many images the window holds on this process."""
+        return self._held
 
     def statistics(self, average: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """`target_std`: standard deviation over the last batch's images of each patch's normalised target, averaged
@@ -139,9 +149,13 @@ class CollapseGuard:
         self._stop = args.collapse_action == "stop"
         self._warned = False
 
-    def check(self, statistics: dict[str, float], step: int) -> bool:
-        """True if the run should stop."""
-        low = [name for name, floor in self._floors.items() if statistics.get(name, floor) < floor]
+    def check(self, statistics: dict[str, float], step: int, num_images: int | None = None) -> bool:
+        """True if the run should stop. `num_images`: how many the statistics come from, if known."""
+        floors = dict(self._floors)
+        if num_images is not None and num_images < _MIN_IMAGES_FOR_RANK:
+            # The rank of so few images is low whatever they look like.
+            del floors["rankme"]
+        low = [name for name, floor in floors.items() if statistics.get(name, floor) < floor]
         if not low:
             self._warned = False
             return False
@@ -223,12 +237,20 @@ def labelled_images(dataset: Dataset, limit: int) -> tuple[Tensor, Tensor]:
     """
     count = min(limit, len(dataset))
     # float32 would round the last index beyond the end of a data set of 2**24 examples or more.
-    indices = torch.linspace(0, len(dataset) - 1, count, dtype=torch.float64).round().long().tolist()
+    indices = torch.linspace(0, len(dataset) - 1, count, dtype=torch.float64).round().long()
+    chunks = [_labelled_chunk(dataset, chunk.tolist()) for chunk in indices.split(_CHUNK)]
+    images, labels = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    if not len(images):
+        raise ValueError("The kNN monitor's data set has no labelled image: all its labels are -1.")
+    return images, labels
+
+
+def _labelled_chunk(dataset: Dataset, indices: list[int]) -> tuple[Tensor, Tensor]:
     examples = dataset.__getitems__(indices) if hasattr(dataset, "__getitems__") else [dataset[i] for i in indices]
     if not examples or "labels" not in examples[0]:
         keys = sorted(examples[0]) if examples else "no examples"
         raise ValueError(f"The kNN monitor needs examples with 'pixel_values' and 'labels'; the data set has {keys}.")
-    # A label of -1 means that the data set has none for this image.
-    examples = [example for example in examples if int(example["labels"]) >= 0]
     images = torch.stack([torch.as_tensor(example["pixel_values"]) for example in examples])
-    return images, torch.tensor([int(example["labels"]) for example in examples])
+    labels = torch.tensor([int(example["labels"]) for example in examples])
+    # A label of -1 means that the data set has none for this image.
+    return images[labels >= 0], labels[labels >= 0]

@@ -6,12 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
+import torch
+import torch.nn.functional as F
 import yaml
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import set_seed
+from transformers.utils import logging
 
-from ..data import build_image_dataset, load_image_dataset
+from ..configuration_sparsejepa import SparseJEPAConfig
+from ..data import SYNTHETIC_SCENES, build_image_dataset, build_scenes, load_image_dataset
 from ..evaluation import extract_features, knn_accuracy, linear_probe, pixel_features
 from ..modeling_sparsejepa import SparseJEPAForPreTraining
 from .arguments import SparseJEPATrainingArguments
@@ -20,9 +25,11 @@ from .monitors import labelled_images
 from .trainer import SparseJEPATrainer, image_processor
 
 
+logger = logging.get_logger(__name__)
+
 OPTION_TYPES = (ModelArguments, DataArguments, SparseJEPATrainingArguments)
-# Largest sets that the comparison at the end looks at.
-MAX_PROBE_TRAIN, MAX_PROBE_TEST = 20_000, 10_000
+# Largest sets that the comparison at the end looks at, and the side that raw pixels are brought to for it.
+MAX_PROBE_TRAIN, MAX_PROBE_TEST, MAX_PIXEL_SIDE = 20_000, 10_000, 32
 
 
 def pretrain(
@@ -31,78 +38,158 @@ def pretrain(
     """Pre-trains from options and writes the checkpoint, the resolved options, the results and a model card.
 
     Returns:
-        `output_dir`, `num_train_examples`, `train_metrics` and, with labelled data and `probe`, `comparison`: kNN and
-        linear top-1 accuracy of raw pixels, of the untrained and of the trained encoder.
+        `output_dir`, `num_train_examples`, `num_undecodable`, `train_metrics` and, with labelled data and `probe`,
+        `comparison`: kNN and linear top-1 accuracy of raw pixels, of the untrained and of the trained encoder.
+
+    Raises:
+        ValueError: if options do not fit together, or `output_dir` holds checkpoints of another run.
     """
+    _refuse_other_checkpoints(training_arguments)
     set_seed(training_arguments.seed)
     config = model_arguments.build_config()
-    train_dataset = build_dataset(data_arguments, data_arguments.train_split, config.image_size, training=True)
-    eval_dataset = None
-    if data_arguments.eval_split is not None and data_arguments.eval_split.lower() != "none":
-        eval_dataset = build_dataset(data_arguments, data_arguments.eval_split, config.image_size, training=False)
-    model = SparseJEPAForPreTraining(config)
-    labelled = not data_arguments.streaming and has_labels(train_dataset) and has_labels(eval_dataset)
-    if training_arguments.knn_steps and not labelled:
-        raise ValueError(
-            f"knn_steps is {training_arguments.knn_steps}, but the kNN monitor needs labels in train_split and in "
-            "eval_split, and no streaming. Name label_column and eval_split, or set knn_steps to 0."
-        )
+    side = _square_side(config)
+    data = RunData(data_arguments, training_arguments, side)
     trainer = SparseJEPATrainer(
-        model=model,
+        model=SparseJEPAForPreTraining(config),
         args=training_arguments,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        processing_class=image_processor(config.image_size, data_arguments.image_mean, data_arguments.image_std),
-        knn_datasets=(train_dataset, eval_dataset) if labelled and training_arguments.knn_steps else None,
+        train_dataset=data.train,
+        eval_dataset=data.heldout,
+        processing_class=image_processor(config.image_sides, data_arguments.image_mean, data_arguments.image_std),
+        knn_datasets=(data.bank, data.heldout) if training_arguments.knn_steps else None,
     )
     if trainer.is_world_process_zero():
         write_options(training_arguments.output_dir, model_arguments, data_arguments, training_arguments)
-    comparison = FeatureComparison(train_dataset, eval_dataset, trainer) if labelled and data_arguments.probe else None
+    comparison = FeatureComparison(data, trainer) if data.is_labelled and data_arguments.probe else None
     if comparison is not None:
-        comparison.measure_baselines(trainer)
+        comparison.measure_baselines()
     output = trainer.train(resume_from_checkpoint=training_arguments.resume_from_checkpoint)
     trainer.save_model()
     trainer.save_state()
     results = {
         "output_dir": training_arguments.output_dir,
-        "num_train_examples": len(train_dataset) if hasattr(train_dataset, "__len__") else None,
+        "num_train_examples": len(data.train) if hasattr(data.train, "__len__") else None,
+        "num_undecodable": data.train.num_bad,
         "train_metrics": output.metrics,
     }
     if comparison is not None:
-        comparison.measure("trained", trainer)
+        comparison.measure("trained")
         results["comparison"] = comparison.results
         trainer.state.log_history.append({"comparison": comparison.results, "step": trainer.state.global_step})
-    trainer.create_model_card()
+    trainer.create_model_card(dataset=data_arguments.dataset)
     if trainer.is_world_process_zero():
         path = Path(training_arguments.output_dir) / "pretraining_results.json"
         path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    # Together, and in order: left to the interpreter's exit, gloo's threads sometimes abort a process.
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
     return results
 
 
-def build_dataset(arguments: DataArguments, split: str, image_size: Any, training: bool) -> Dataset:
-    """The torch data set of one split, as the options describe it."""
-    side = image_size if isinstance(image_size, int) else image_size[0]
-    limit = arguments.max_train_examples if training else arguments.max_eval_examples
-    dataset = load_image_dataset(
-        arguments.dataset,
-        split,
-        name=arguments.dataset_name,
-        image_column=arguments.image_column,
-        label_column=arguments.label_column,
-        streaming=arguments.streaming and training,
-        max_examples=limit,
-    )
-    return build_image_dataset(
-        dataset,
-        arguments.load_size or side,
-        max_bad_fraction=arguments.max_bad_fraction,
-        shuffle_buffer_size=arguments.shuffle_buffer,
+def _refuse_other_checkpoints(arguments: SparseJEPATrainingArguments) -> None:
+    """A later resume would take the newest checkpoint, whichever run it is from."""
+    found = sorted(Path(arguments.output_dir).glob("checkpoint-*"))
+    if found and not arguments.resume_from_checkpoint and arguments.process_index == 0:
+        raise ValueError(
+            f"output_dir {arguments.output_dir!r} holds checkpoints of an earlier run, such as {found[-1].name}. Go "
+            "on with that run by --resume_from_checkpoint true, choose another output_dir, or delete them."
+        )
+
+
+def _square_side(config: SparseJEPAConfig) -> int:
+    height, width = config.image_sides
+    if height != width or config.num_channels != 3:
+        raise ValueError(
+            f"image_size is {config.image_size} and num_channels {config.num_channels}; this data pipeline makes "
+            "square RGB images. Use a square image_size and num_channels=3, or give SparseJEPATrainer float images."
+        )
+    return height
+
+
+class RunData:
+    """The data sets of a run.
+
+    Attributes:
+        train: what is trained on, decoded at `load_size`.
+        heldout: the held-out split at the model's size, or None.
+        bank: training images at the model's size, for kNN and probes; None unless `is_labelled`.
+        is_labelled: whether `train` and `heldout` have labels of the same classes.
+    """
+
+    def __init__(self, data: DataArguments, training: SparseJEPATrainingArguments, side: int):
+        self._arguments = data
+        train, load_size = self._load(data.train_split, data.max_train_examples, side), data.load_size or side
+        self.train = self._build(train, load_size)
+        self.heldout: Dataset | None = None
+        self.bank: Dataset | None = None
+        self.is_labelled = False
+        # A stream is not labelled here, so only the evaluation loss would look at its held-out images.
+        wants_heldout = not data.streaming or training.eval_strategy != "no"
+        if data.eval_split is not None and data.eval_split.lower() != "none" and wants_heldout:
+            heldout = self._load(data.eval_split, data.max_eval_examples, side, streaming=False)
+            self.heldout = self._build(heldout, side)
+            self.is_labelled = not data.streaming and has_labels(self.train) and has_labels(self.heldout)
+            if self.is_labelled:
+                _require_same_classes(train, heldout)
+                self.bank = self.train if load_size == side else self._build(_spread(train, MAX_PROBE_TRAIN), side)
+        if training.knn_steps and not self.is_labelled:
+            raise ValueError(
+                f"knn_steps is {training.knn_steps}, but the kNN monitor needs labels in train_split and in "
+                "eval_split, and no streaming. Name label_column and eval_split, or set knn_steps to 0."
+            )
+
+    def _load(
+        self, split: str, max_examples: int | None, side: int, streaming: bool | None = None
+    ) -> datasets.Dataset | datasets.IterableDataset:
+        options, source = self._arguments, self._arguments.dataset
+        if source == SYNTHETIC_SCENES:
+            # Rendered at the model's size.
+            count = {} if max_examples is None else {"num_examples": max_examples}
+            source = build_scenes(**count, seed=options.dataset_seed, image_size=side, split=split)
+        return load_image_dataset(
+            source,
+            split,
+            name=options.dataset_config_name,
+            image_column=options.image_column,
+            label_column=options.label_column,
+            streaming=options.streaming if streaming is None else streaming,
+            max_examples=max_examples,
+            seed=options.dataset_seed,
+        )
+
+    def _build(self, dataset: datasets.Dataset | datasets.IterableDataset, side: int) -> Dataset:
+        options = self._arguments
+        return build_image_dataset(
+            dataset,
+            side,
+            max_bad_fraction=options.max_bad_fraction,
+            shuffle_buffer_size=options.shuffle_buffer,
+            seed=options.dataset_seed,
+            repeat=True,
+        )
+
+
+def has_labels(dataset: Dataset) -> bool:
+    """Whether a map-style data set's examples carry labels; -1, as test splits on the Hub often have, is none."""
+    if getattr(dataset, "labels", None) is not None:
+        return bool((dataset.labels >= 0).any())
+    return "labels" in dataset[0] and int(dataset[0]["labels"]) >= 0
+
+
+def _require_same_classes(train: datasets.Dataset, heldout: datasets.Dataset) -> None:
+    """Splits that are loaded alone number their classes alone."""
+    names = [getattr(dataset.features["label"], "names", None) for dataset in (train, heldout)]
+    if names[0] == names[1]:
+        return
+    differing = sorted(set(names[0] or []) ^ set(names[1] or []))[:5]
+    raise ValueError(
+        "The training and the held-out split number their classes differently: they do not have the same class names "
+        f"({', '.join(map(repr, differing))} are in one only). Give both the same classes, or set eval_split to none."
     )
 
 
-def has_labels(dataset: Dataset | None) -> bool:
-    """Whether a map-style data set's examples carry labels."""
-    return dataset is not None and hasattr(dataset, "__len__") and "labels" in dataset[0]
+def _spread(dataset: datasets.Dataset, limit: int) -> datasets.Dataset:
+    """At most about `limit` examples, evenly spaced."""
+    return dataset.select(range(0, len(dataset), max(1, len(dataset) // limit)))
 
 
 def write_options(output_dir: str, *options: Any) -> None:
@@ -113,9 +200,9 @@ def write_options(output_dir: str, *options: Any) -> None:
         defaults = {f.name: f.default for f in dataclasses.fields(option) if f.init}
         # Null is worth a line only where it is not the default.
         resolved |= {k: v for k, v in values.items() if k in defaults and not (v is None and defaults[k] is None)}
-    # Written by transformers for its own use, or refused by its own parser; secrets are not written.
-    own = ("accelerator_config", "fsdp_config", "fsdp", "parallelism_config")
-    for name in [name for name in resolved if name in own or name.endswith("_token")]:
+    # What the launcher sets (`accelerate config`) is left to it; secrets are not written; a rerun starts afresh.
+    left_out = ("accelerator_config", "fsdp_config", "fsdp", "parallelism_config", "resume_from_checkpoint")
+    for name in [name for name in resolved if name in left_out or name.endswith("_token")]:
         del resolved[name]
     Path(output_dir).mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(resolved, sort_keys=False)
@@ -123,35 +210,63 @@ def write_options(output_dir: str, *options: Any) -> None:
 
 
 class FeatureComparison:
-    """kNN and linear probe of frozen features on the same labelled images.
+    """kNN and linear probe of frozen features on the same labelled images, measured by the main process.
 
     `results` maps a name to `knn_accuracy` and `linear_accuracy`, top-1 in [0, 1].
     """
 
-    def __init__(self, bank: Dataset, heldout: Dataset, trainer: SparseJEPATrainer):
-        self._bank, self._bank_labels = labelled_images(bank, MAX_PROBE_TRAIN)
-        self._images, self._labels = labelled_images(heldout, MAX_PROBE_TEST)
-        self._seed = trainer.args.seed
+    def __init__(self, data: RunData, trainer: SparseJEPATrainer):
+        self._trainer = trainer
         self.results: dict[str, dict[str, float]] = {}
+        if trainer.is_world_process_zero():
+            self._bank, self._bank_labels = labelled_images(data.bank, MAX_PROBE_TRAIN)
+            self._images, self._labels = labelled_images(data.heldout, MAX_PROBE_TEST)
 
-    def measure_baselines(self, trainer: SparseJEPATrainer) -> None:
+    def measure_baselines(self) -> None:
         """Raw pixels, and the encoder as it stands now."""
-        # Thousands of dimensions: each weight decay starts from the one before, so few iterations do.
-        self._probe("raw pixels", pixel_features(self._bank), pixel_features(self._images), max_iter=40)
-        self.measure("untrained", trainer)
+        if self._trainer.is_world_process_zero():
+            # Thousands of dimensions: each weight decay starts from the one before, so few iterations do.
+            self._probe("raw pixels", _small_pixels(self._bank), _small_pixels(self._images), max_iter=40)
+        self.measure("untrained")
 
-    def measure(self, name: str, trainer: SparseJEPATrainer) -> None:
+    def measure(self, name: str) -> None:
         """The target encoder as it stands now."""
-        encoder = trainer.model.sparsejepa
-        bank, heldout = (
-            extract_features(encoder, images, preprocess=trainer.normalize) for images in (self._bank, self._images)
-        )
-        self._probe(name, bank, heldout)
+        if self._trainer.is_world_process_zero():
+            encoder, normalize = self._trainer.model.sparsejepa, self._trainer.normalize
+            features = (
+                extract_features(encoder, images, preprocess=normalize) for images in (self._bank, self._images)
+            )
+            self._probe(name, *features)
+        self._trainer.accelerator.wait_for_everyone()
 
     def _probe(self, name: str, bank: Tensor, heldout: Tensor, max_iter: int = 200) -> None:
-        k = min(20, len(bank))
-        probe = linear_probe(bank, self._bank_labels, heldout, self._labels, seed=self._seed, max_iter=max_iter)
+        arguments = self._trainer.args
+        labels = (self._bank_labels, self._labels)
+        try:
+            probe = linear_probe(
+                bank,
+                labels[0],
+                heldout,
+                labels[1],
+                seed=arguments.seed,
+                max_iter=max_iter,
+                allow_unseen_classes=True,
+            )
+        except ValueError as error:
+            # Too few images or classes to probe; that is no reason to lose the run.
+            logger.warning(f"The features of {name} are not compared: {error}")
+            return
+        k = min(arguments.knn_k, len(bank))
         self.results[name] = {
-            "knn_accuracy": knn_accuracy(bank, self._bank_labels, heldout, self._labels, k=k),
+            "knn_accuracy": knn_accuracy(bank, labels[0], heldout, labels[1], k=k),
             "linear_accuracy": probe.test_accuracy,
         }
+
+
+def _small_pixels(images: Tensor) -> Tensor:
+    """Raw pixels of images (N, 3, S, S), brought to `MAX_PIXEL_SIDE` where they are larger: (N, 3·S'·S')."""
+    if images.shape[-1] <= MAX_PIXEL_SIDE:
+        return pixel_features(images)
+    size = (MAX_PIXEL_SIDE, MAX_PIXEL_SIDE)
+    chunks = [F.interpolate(chunk.float(), size=size, mode="area").round().byte() for chunk in images.split(512)]
+    return pixel_features(torch.cat(chunks))

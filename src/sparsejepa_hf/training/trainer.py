@@ -8,16 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, ViTImageProcessor
+from transformers.image_utils import PILImageResampling
 
 from ..counter_rng import normal, stream_keys
-from ..data import BatchAugmentation, collate_images, normalize_images
+from ..data import BatchAugmentation, StreamingImageDataset, collate_images, normalize_images
 from ..masking import MultiBlockMaskSampler
 from ..modeling_sparsejepa import SparseJEPAForPreTraining, SparseJEPAForPreTrainingOutput
 from . import callbacks as steps
 from .arguments import SparseJEPATrainingArguments
 from .checkpoints import last_complete_checkpoint
+from .ema import local_shard
 from .model_card import write_model_card
 from .monitors import (
     CollapseGuard,
@@ -82,8 +84,20 @@ class SparseJEPATrainer(Trainer):
             raise TypeError(f"model is a {type(model).__name__}; expected SparseJEPAForPreTraining.")
         if not isinstance(args, SparseJEPATrainingArguments):
             raise TypeError(f"args is a {type(args).__name__}; expected SparseJEPATrainingArguments.")
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"One process sees {args.n_gpu} GPUs; expected one process a GPU. Start with `accelerate launch` or "
+                "`python -m torch.distributed.run`, or show it one GPU with CUDA_VISIBLE_DEVICES=0."
+            )
+        for dataset in (train_dataset, eval_dataset):
+            _require_pixel_values(dataset)
+        if isinstance(train_dataset, StreamingImageDataset) and not train_dataset.repeat:
+            raise ValueError(
+                "The stream given as train_dataset ends, and a run resumed after its end would not find its place "
+                "again. Build it with repeat=True; max_steps ends the run."
+            )
         if processing_class is None:
-            processing_class = image_processor(model.config.image_size)
+            processing_class = image_processor(model.config.image_sides)
         super().__init__(
             model=model,
             args=args,
@@ -93,8 +107,6 @@ class SparseJEPATrainer(Trainer):
             data_collator=data_collator or collate_images,
             **kwargs,
         )
-        # Trainer sets it; the configuration has no such key and would say so whenever a checkpoint is loaded.
-        vars(model.config).pop("use_cache", None)
         self.mask_sampler = MultiBlockMaskSampler(
             model.config.grid_size,
             num_target_blocks=args.num_target_blocks,
@@ -111,8 +123,7 @@ class SparseJEPATrainer(Trainer):
         self._add_knn_monitor(knn_datasets)
 
     def _build_augmentation(self) -> BatchAugmentation | None:
-        size = self.model.config.image_size
-        sides = (size, size) if isinstance(size, int) else tuple(size)
+        sides = self.model.config.image_sides
         if sides[0] != sides[1]:
             # Only square uint8 images are augmented here; float images of any shape are used as they are.
             return None
@@ -153,13 +164,15 @@ class SparseJEPATrainer(Trainer):
         """L of a batch, with masks, augmentation and noise drawn here and the step's λ and β."""
         config, step, total = self.model.config, self.state.global_step, self.state.max_steps
         training = model.training
-        views = self._training_views(inputs, step) if training else self._evaluation_views(inputs)
-        outputs = model(
-            **views,
-            kl_weight=steps.kl_weight(self.args, config.kl_weight, step, total),
-            sparsity_weight=steps.sparsity_weight(self.args, config.sparsity_weight, step, total),
-        )
-        if training:
+        if not training:
+            # With the full λ and β, so that evaluations compare.
+            outputs = model(**self._evaluation_views(inputs))
+        else:
+            outputs = model(
+                **self._training_views(inputs, step),
+                kl_weight=steps.kl_weight(self.args, config.kl_weight, step, total),
+                sparsity_weight=steps.sparsity_weight(self.args, config.sparsity_weight, step, total),
+            )
             self._losses.add(outputs)
             self._features.add(outputs)
             self._throughput.add(len(inputs["pixel_values"]) * self.args.world_size)
@@ -206,6 +219,14 @@ class SparseJEPATrainer(Trainer):
                 "only. Give the trainer normalised float images instead."
             )
 
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        """As in `Trainer`; every held-out image counts, also those of the last, smaller batch."""
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(*args, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
     def evaluation_loop(self, *args: Any, **kwargs: Any):
         """As in `Trainer`; every evaluation uses the same masks."""
         self._evaluation_slot = 0
@@ -230,6 +251,7 @@ class SparseJEPATrainer(Trainer):
         exists = self.optimizer is not None
         optimizer = super().create_optimizer(*args, **kwargs)
         if exists:
+            self._require_own_group(optimizer)
             return optimizer
         decayed = set(self.get_decay_parameter_names(self.model))
         decayed = {id(parameter) for name, parameter in self.model.named_parameters() if name in decayed}
@@ -252,6 +274,22 @@ class SparseJEPATrainer(Trainer):
                 optimizer.add_param_group(own)
                 return
 
+    def _require_own_group(self, optimizer: Optimizer) -> None:
+        """A given optimizer has no group for W, so its proximal step and the weight decay schedule would be lost."""
+        if steps.group_weight_group(optimizer) is not None:
+            return
+        config = self.model.config
+        if config.use_grouping and config.sparsity_mode == "proximal" and config.sparsity_weight > 0:
+            raise ValueError(
+                "The optimizer given has no parameter group of its own for W, which the proximal step needs. Leave "
+                "`optimizers` out (choose one with the argument `optim`), or use sparsity_mode='penalty'."
+            )
+        if self.args.weight_decay_end is not None:
+            raise ValueError(
+                f"weight_decay_end is {self.args.weight_decay_end}, but the schedule does not reach an optimizer that "
+                "is given. Leave `optimizers` out, or weight_decay_end."
+            )
+
     # ---- logs ----
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -259,7 +297,7 @@ class SparseJEPATrainer(Trainer):
         if "loss" in logs and "learning_rate" in logs:
             self._require_finite(logs["loss"])
             logs = {**logs, **self._training_metrics()}
-            if self._guard.check(logs, self.state.global_step):
+            if self._guard.check(logs, self.state.global_step, self._features.num_images):
                 self.control.should_training_stop = True
         super().log(logs, start_time)
 
@@ -303,11 +341,24 @@ class SparseJEPATrainer(Trainer):
         choice = {"true": True, "false": None}.get(str(resume_from_checkpoint).lower(), resume_from_checkpoint)
         if choice is True:
             choice = last_complete_checkpoint(self.args.output_dir)
+        self._require_a_batch()
         self._throughput.take()
         self._slot_step = -1
         output = super().train(resume_from_checkpoint=choice, **kwargs)
-        self._require_finite(output.training_loss)
+        # Each process knows its own mean; all must judge the same one.
+        loss = torch.tensor(output.training_loss, device=self.args.device)
+        self._require_finite(float(self._average(loss)))
         return output
+
+    def _require_a_batch(self) -> None:
+        wanted = self.args.train_batch_size * self.args.world_size
+        if self.args.dataloader_drop_last and hasattr(self.train_dataset, "__len__"):
+            if len(self.train_dataset) < wanted:
+                raise ValueError(
+                    f"The training data has {len(self.train_dataset)} images, less than one batch of {wanted} over "
+                    "all processes, so nothing would be trained. Lower per_device_train_batch_size, or set "
+                    "dataloader_drop_last to false."
+                )
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # A finished run that is resumed amid an epoch would train one step more.
@@ -319,9 +370,25 @@ class SparseJEPATrainer(Trainer):
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         # A checkpoint with NaN weights is worse than none.
         self._require_finite(float(self._average(self._tr_loss)))
+        self._require_finite_weights()
         self._throughput.pause()
         super()._save_checkpoint(*args, **kwargs)
         self._throughput.resume()
+
+    def save_model(self, *args: Any, **kwargs: Any) -> None:
+        """As in `Trainer`, if the weights are finite."""
+        self._require_finite_weights()
+        super().save_model(*args, **kwargs)
+
+    def _require_finite_weights(self) -> None:
+        # A finite loss can still have had a gradient that was not.
+        weights = [local_shard(parameter.detach()) for parameter in self.model.parameters()]
+        finite = torch.stack(torch._foreach_norm(weights)).isfinite().all().float()
+        if float(self._average(finite)) < 1.0:
+            raise NonFiniteLossError(
+                f"The weights are no longer finite at step {self.state.global_step}, so they are not saved. "
+                f"{_NON_FINITE_ADVICE} The last checkpoint, if there is one, is from before."
+            )
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         if load_result.missing_keys or load_result.unexpected_keys:
@@ -330,18 +397,37 @@ class SparseJEPATrainer(Trainer):
                 f"{list(load_result.unexpected_keys)}. Resume with the configuration that the run began with."
             )
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Writes README.md, the model card, into the output folder, from the run itself."""
+    def create_model_card(self, *args: Any, dataset: str | list[str] | None = None, **kwargs: Any) -> None:
+        """Writes README.md, the model card, into the output folder, from the run itself; `dataset` names its data."""
         if self.is_world_process_zero():
-            write_model_card(self.args.output_dir, self.model.config, self.args, self.state.log_history)
+            write_model_card(self.args.output_dir, self.model.config, self.args, self.state, dataset)
 
 
 def image_processor(
-    image_size: int | list[int] | tuple[int, int],
+    image_sides: tuple[int, int],
     image_mean: Sequence[float] = (0.5, 0.5, 0.5),
     image_std: Sequence[float] = (0.5, 0.5, 0.5),
 ) -> ViTImageProcessor:
-    """Resizes to the model's size and normalises."""
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    size = {"height": height, "width": width}
-    return ViTImageProcessor(size=size, image_mean=list(image_mean), image_std=list(image_std))
+    """What held-out images go through here: RGB, short side to the model's, centre crop, normalisation.
+
+    The long side may be rounded to another pixel than [`data.resize_to_square`] rounds it to.
+    """
+    height, width = image_sides
+    return ViTImageProcessor(
+        do_convert_rgb=True,
+        size={"shortest_edge": height} if height == width else {"height": height, "width": width},
+        resample=PILImageResampling.BICUBIC,
+        do_center_crop=height == width,
+        crop_size={"height": height, "width": width},
+        image_mean=list(image_mean),
+        image_std=list(image_std),
+    )
+
+
+def _require_pixel_values(dataset: Dataset | None) -> None:
+    columns = getattr(dataset, "column_names", None)
+    if columns is not None and "pixel_values" not in columns:
+        raise ValueError(
+            f"The data set given has the columns {columns}; expected examples with 'pixel_values'. Wrap it: "
+            "build_image_dataset(load_image_dataset(dataset), config.image_size)."
+        )
