@@ -38,6 +38,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--threads", type=int, default=1, help="threads of each run")
     parser.add_argument("--output_dir", default="runs/compare_sparsity", help="folder of the runs")
     parser.add_argument("--results", default="results/compare_sparsity.json", help="file to write")
+    parser.add_argument("--add", action="store_true", help="add these λ to the results file, at the same commit")
     parser.add_argument("--render", help="only render table and plot of this results file")
     parser.add_argument("--into", help="Markdown file to put the table into, between the marks of the results file")
     own, rest = parser.parse_known_args()
@@ -76,7 +77,8 @@ def measure(own: argparse.Namespace, options: list[str]) -> None:
     """All runs, then the results file."""
     # At the start: what is committed meanwhile did not run.
     origin = provenance()
-    kinds = {"I-JEPA": ["--use_grouping", "false", "--sparsity_weight", "0", "--kl_weight", "0"]}
+    baseline = {"I-JEPA": ["--use_grouping", "false", "--sparsity_weight", "0", "--kl_weight", "0"]}
+    kinds = {} if own.add else baseline
     kinds |= {f"SparseJEPA, λ = {weight:g}": ["--sparsity_weight", str(weight)] for weight in own.sparsity_weights}
     with ThreadPoolExecutor(own.jobs) as pool:
         jobs = [
@@ -86,8 +88,21 @@ def measure(own: argparse.Namespace, options: list[str]) -> None:
         runs = [job.result() for job in jobs]
     record = {**origin, "jobs": own.jobs, "threads_per_run": own.threads, "config": Path(own.config).name}
     path = Path(own.results)
+    if own.add:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        if earlier["commit"] != record["commit"] or earlier["config"] != record["config"]:
+            raise ValueError(
+                f"{path} is from commit {earlier['commit']}; runs of {record['commit']} do not belong there."
+            )
+        record, runs = earlier, sorted(earlier["runs"] + runs, key=lambda entry: sparsity(entry))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**record, "runs": runs}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def sparsity(entry: dict[str, Any]) -> float:
+    """λ of a run; I-JEPA sorts first."""
+    options = entry["options"]
+    return options["sparsity_weight"] if options.get("use_grouping", True) else -1.0
 
 
 def last(run_record: dict[str, Any], key: str) -> float | None:
