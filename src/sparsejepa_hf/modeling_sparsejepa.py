@@ -325,10 +325,9 @@ class SparseJEPAEmbeddings(nn.Module):
                 "Resize them to a multiple of the patch size."
             )
         grid = (size[0] // patch[0], size[1] // patch[1])
-        positions = sincos_position_embeddings(
+        return sincos_position_embeddings(
             self.config.hidden_size, grid, self.config.grid_size, device=self.position_embeddings.device
         )
-        return positions.to(self.position_embeddings.dtype)
 
     def forward(
         self, pixel_values: Tensor, context_mask: Tensor | None = None, interpolate_pos_encoding: bool = False
@@ -341,7 +340,7 @@ class SparseJEPAEmbeddings(nn.Module):
         positions = self._positions(pixel_values, interpolate_pos_encoding)
         embeddings = self.patch_embeddings(pixel_values)
         # Positions in the weights' precision keep the residual stream there too, also under autocast.
-        embeddings = embeddings + positions
+        embeddings = embeddings + positions.to(self.patch_embeddings.projection.weight.dtype)
         if context_mask is not None:
             embeddings = gather_tokens(embeddings, context_mask)
         return self.dropout(embeddings)
@@ -394,8 +393,9 @@ class SparseJEPATransformerPredictor(nn.Module):
         """h (B, Nc, D), `context_mask` (B, Nc), `target_mask` (B, M, Nt), positions (N, D_p) -> (B, M, Nt, D_p)."""
         num_context, num_blocks = context_mask.shape[1], target_mask.shape[1]
         context = self.embed(hidden_states)
-        context = context + position_embeddings[context_mask]
-        blocks = self.mask_token + position_embeddings[target_mask]
+        positions = position_embeddings.to(self.embed.weight.dtype)
+        context = context + positions[context_mask]
+        blocks = self.mask_token + positions[target_mask]
         tokens = torch.cat([context, blocks.flatten(1, 2)], dim=1)
         for layer in self.layers:
             tokens = layer(tokens, num_context=num_context, num_blocks=num_blocks, **kwargs)
@@ -430,7 +430,7 @@ class SparseJEPAMLPPredictor(nn.Module):
     ) -> Tensor:
         """Shapes as in [`SparseJEPATransformerPredictor`]; `context_mask` does not matter here."""
         pooled = self.embed(hidden_states.mean(dim=1))
-        tokens = pooled[:, None, None] + position_embeddings[target_mask]
+        tokens = pooled[:, None, None] + position_embeddings.to(self.embed.weight.dtype)[target_mask]
         for norm, layer in zip(self.norms, self.layers, strict=True):
             tokens = tokens + layer(norm(tokens))
         return self.layernorm(tokens)
@@ -521,7 +521,7 @@ class SparseJEPAPredictor(nn.Module):
         if grid_size is not None and grid_size != self.config.grid_size:
             positions = sincos_position_embeddings(
                 self.config.predictor_hidden_size, grid_size, self.config.grid_size, device=positions.device
-            ).to(positions.dtype)
+            )
         hidden_states = self.trunk(hidden_states, context_mask, target_mask, positions, **kwargs)
         return self.grouping(
             hidden_states, latent_noise=latent_noise, output_group_activations=output_group_activations

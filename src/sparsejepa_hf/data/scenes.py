@@ -27,7 +27,9 @@ COLORS = tuple(PALETTE)
 LABELS = tuple(f"{color} {shape}" for shape in SHAPES for color in COLORS)
 
 _SUPERSAMPLING = 4
-_MIN_SIZE, _MAX_SIZE = 0.09375, 0.1875
+# Large enough for several patches: what a hidden block holds can then be told from what is seen of the object.
+_MIN_SIZE, _MAX_SIZE = 0.16, 0.30
+_MARGIN = 0.2
 _MIN_VISIBLE_AT_32 = 12
 _MAX_ATTEMPTS = 1000
 _BLOCK_PIXELS = 256 * 32 * 32
@@ -70,9 +72,9 @@ def build_scenes(
 
     Example `i` depends only on `i`, `seed`, `split` and the arguments after the first, not on `num_examples`. The
     count is uniform from `min_objects` to `max_objects`. Each object's shape (4), colour (6), size (uniform from
-    3/32 to 6/32 of the image's side) and centre (uniform, at least 6/32 of the side from each border) are drawn
+    0.16 to 0.30 of the image's side) and centre (uniform, at least 0.2 of the side from each border) are drawn
     independently of each other and of the other objects; all shapes of one size have the same area. Later objects
-    cover earlier ones and the border may cut a tip off. If an object shows fewer pixels than
+    cover earlier ones and the border may cut a part off. If an object shows fewer pixels than
     `min_visible_pixels(image_size)`, all objects of the scene are drawn again with the count kept: this alone makes
     the factors slightly dependent, with smaller and more distant objects in fuller scenes. Backgrounds are grey with
     a slight tint, a linear gradient and faint waves; a little noise lies over everything.
@@ -231,7 +233,7 @@ def _draw_layouts(
 
 
 def _layout_from(draws: np.ndarray, counts: np.ndarray, image_size: int) -> _Layout:
-    margin = _MAX_SIZE * image_size
+    margin = _MARGIN * image_size
     return _Layout(
         shape=(draws[..., 0] * len(SHAPES)).astype(np.int64),
         color=(draws[..., 1] * len(COLORS)).astype(np.int64),

@@ -32,6 +32,7 @@ class DataArguments:
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str | None = field(default=None, metadata={"help": "Held-out split, for the monitors; or none."})
+    scene_max_objects: int = field(default=4, metadata={"help": "Most objects of a synthetic-scenes image, 1 to 8."})
     image_column: str | None = field(default=None, metadata={"help": "Default: the only image column."})
     label_column: str | None = field(default=None, metadata={"help": "Default: the only label column, if any."})
     streaming: bool = field(default=False, metadata={"help": "Read on the fly, in constant memory; needs max_steps."})

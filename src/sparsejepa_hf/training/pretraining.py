@@ -144,7 +144,10 @@ class RunData:
         if source == SYNTHETIC_SCENES:
             # Rendered at the model's size.
             count = {} if max_examples is None else {"num_examples": max_examples}
-            source = build_scenes(**count, seed=options.dataset_seed, image_size=side, split=split)
+            objects = options.scene_max_objects
+            source = build_scenes(
+                **count, seed=options.dataset_seed, image_size=side, max_objects=objects, split=split
+            )
         return load_image_dataset(
             source,
             split,
