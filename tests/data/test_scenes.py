@@ -164,7 +164,7 @@ def test_factors_are_close_to_uniform_and_independent(many_scenes):
     x = np.array([item["x"] for item in items])
     size = np.array([item["size"] for item in items])
     assert 6.4 <= x.min() and x.max() <= 25.6 and 5.12 <= size.min() and size.max() <= 9.6
-    assert abs(x.mean() - 16) < 0.3 and abs(size.mean() - 4.5) < 0.15
+    assert abs(x.mean() - 16) < 0.3 and abs(size.mean() - 7.36) < 0.15
     assert abs(np.corrcoef(x, colors)[0, 1]) < 0.05
 
 
