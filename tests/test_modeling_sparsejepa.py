@@ -882,7 +882,9 @@ class TestMaskSentences:
     def test_a_loss_without_masks_is_refused_with_what_to_do(self, make_model, pixel_values, masks):
         model = make_model(SparseJEPAForPreTraining)
         for given_masks in ({}, {"context_mask": masks["context_mask"]}, {"target_mask": masks["target_mask"]}):
-            with pytest.raises(ValueError, match="needs context_mask, target_mask and the predictor.*MultiBlockMaskSampler"):
+            with pytest.raises(
+                ValueError, match="needs context_mask, target_mask and the predictor.*MultiBlockMaskSampler"
+            ):
                 model(pixel_values, **given_masks)
         assert model(pixel_values, return_loss=False).loss is None
 
