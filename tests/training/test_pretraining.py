@@ -13,6 +13,7 @@ from transformers import AutoImageProcessor, Trainer, TrainingArguments
 
 from sparsejepa_hf import SparseJEPAForImageClassification
 from sparsejepa_hf.data import normalize_images, resize_to_square, to_rgb
+from sparsejepa_hf.evaluation import provenance
 from sparsejepa_hf.training.command_line import parse_options
 from sparsejepa_hf.training.monitors import NonFiniteLossError
 from sparsejepa_hf.training.pretraining import OPTION_TYPES, pretrain
@@ -78,6 +79,7 @@ def test_a_run_writes_what_the_readme_says(run, tmp_path):
     assert {"pretraining_options.yaml", "README.md"} <= names
     assert json.loads((folder / "pretraining_results.json").read_text()) == results
     assert set(results["comparison"]) == {"raw pixels", "untrained", "trained"}
+    assert results["provenance"] == provenance()
     assert "| data | synthetic-scenes |" in (folder / "README.md").read_text()
     assert "| optimizer steps | 2 |" in (folder / "README.md").read_text()
 
@@ -181,6 +183,13 @@ def test_an_optimizer_that_cannot_threshold_w_is_refused(make_trainer):
     trainer.optimizer = optimizer
     with pytest.raises(ValueError, match="no parameter group of its own for W"):
         trainer.train()
+
+
+def test_an_i_jepa_trainer_trains_twice_with_a_schedule_of_the_weight_decay(make_trainer):
+    trainer = make_trainer(config={"use_grouping": False}, max_steps=2, weight_decay=0.1, weight_decay_end=0.4)
+    trainer.train()
+    trainer.train()
+    assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0.0, pytest.approx(0.4)}
 
 
 def test_weights_that_are_not_finite_are_not_saved(make_trainer, tmp_path):

@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from ..configuration_sparsejepa import SparseJEPAConfig
 from ..data import SYNTHETIC_SCENES, build_image_dataset, build_scenes, load_image_dataset
-from ..evaluation import extract_features, knn_accuracy, linear_probe, pixel_features
+from ..evaluation import extract_features, knn_accuracy, linear_probe, pixel_features, provenance
 from ..modeling_sparsejepa import SparseJEPAForPreTraining
 from .arguments import SparseJEPATrainingArguments
 from .command_line import DataArguments, ModelArguments
@@ -38,13 +38,16 @@ def pretrain(
     """Pre-trains from options and writes the checkpoint, the resolved options, the results and a model card.
 
     Returns:
-        `output_dir`, `num_train_examples`, `num_undecodable`, `train_metrics` and, with labelled data and `probe`,
-        `comparison`: kNN and linear top-1 accuracy of raw pixels, of the untrained and of the trained encoder.
+        `output_dir`, `num_train_examples`, `num_undecodable`, `train_metrics`, `provenance` (as at the start) and,
+        with labelled data and `probe`, `comparison`: kNN and linear top-1 accuracy of raw pixels, of the untrained and
+        of the trained encoder.
 
     Raises:
         ValueError: if options do not fit together, or `output_dir` holds checkpoints of another run.
     """
     _refuse_other_checkpoints(training_arguments)
+    # Before anything runs: what is committed meanwhile did not.
+    origin = provenance()
     set_seed(training_arguments.seed)
     config = model_arguments.build_config()
     side = _square_side(config)
@@ -70,6 +73,7 @@ def pretrain(
         "num_train_examples": len(data.train) if hasattr(data.train, "__len__") else None,
         "num_undecodable": data.train.num_bad,
         "train_metrics": output.metrics,
+        "provenance": origin,
     }
     if comparison is not None:
         comparison.measure("trained")

@@ -276,7 +276,8 @@ class SparseJEPATrainer(Trainer):
 
     def _require_own_group(self, optimizer: Optimizer) -> None:
         """A given optimizer has no group for W, so its proximal step and the weight decay schedule would be lost."""
-        if steps.group_weight_group(optimizer) is not None:
+        if any(steps.DECAYED in group for group in optimizer.param_groups):
+            # Made here, by an earlier train().
             return
         config = self.model.config
         if config.use_grouping and config.sparsity_mode == "proximal" and config.sparsity_weight > 0:
