@@ -243,3 +243,10 @@ class TestFiles:
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "sparsejepa", "sparsity_wieght": 0.1}))
         with pytest.raises(ValueError, match="'sparsity_wieght'. Did you mean 'sparsity_weight'"):
             SparseJEPAConfig.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("given", [{"latent_position": "encoder"}, {"latent_residual": True}])
+def test_where_latents_sit_is_refused_without_latents(given):
+    with pytest.raises(ValueError, match="no latents"):
+        SparseJEPAConfig(use_grouping=False, **given)
+    assert SparseJEPAConfig(**given).to_dict().items() >= given.items()

@@ -508,6 +508,91 @@ def replayed_on(grouping: SparseJEPAGrouping, latents: Tensor) -> Tensor:
     return grouping(latents).last_hidden_state
 
 
+class TestLatentPosition:
+    """Where the latents sit, the path around them, and the latents of a whole image."""
+
+    @staticmethod
+    def _silence(model: SparseJEPAModel) -> None:
+        """Groups that generate nothing."""
+        with torch.no_grad():
+            model.predictor.grouping.generator_out_weight.zero_()
+            model.predictor.grouping.generator_out_bias.zero_()
+
+    @pytest.mark.parametrize("position", ["predictor", "encoder"])
+    def test_with_silent_groups_the_residual_path_is_plain_ijepa(self, make_model, pixel_values, masks, position):
+        model = make_model(SparseJEPAModel, latent_position=position, latent_residual=True)
+        self._silence(model)
+        ijepa = make_model(SparseJEPAModel, use_grouping=False)
+        for name in ("context_encoder", "target_encoder", "predictor.trunk"):
+            ijepa.get_submodule(name).load_state_dict(model.get_submodule(name).state_dict())
+        ijepa.predictor.grouping.load_state_dict(model.predictor.head.state_dict())
+        found, expected = (m(pixel_values, **masks).predictor_output.last_hidden_state for m in (model, ijepa))
+        _close(found, expected)
+
+    def test_in_front_of_the_predictor_the_groups_generate_what_it_sees(self, make_model, pixel_values, masks):
+        model = make_model(SparseJEPAModel, latent_position="encoder")
+        output = model(pixel_values, **masks).predictor_output
+        context = model.context_encoder(pixel_values, masks["context_mask"])
+        grouped = model.predictor.grouping(context)
+        assert output.latent_mean.shape[:2] == masks["context_mask"].shape
+        _close(output.latent_mean, grouped.latent_mean)
+        positions = model.predictor.position_embeddings
+        tokens = model.predictor.trunk(grouped.last_hidden_state, *masks.values(), positions)
+        _close(output.last_hidden_state, model.predictor.head(tokens).last_hidden_state)
+
+    @pytest.mark.parametrize("position", ["predictor", "encoder"])
+    @pytest.mark.parametrize("residual", [False, True])
+    def test_every_trainable_parameter_gets_a_gradient(self, make_model, pixel_values, masks, position, residual):
+        model = make_model(SparseJEPAForPreTraining, latent_position=position, latent_residual=residual, kl_weight=0.1)
+        model.train()(pixel_values, **masks).loss.backward()
+        without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+        assert without == []
+
+    @pytest.mark.parametrize("size", [(32, 32), (20, 28)])
+    def test_a_quadrants_latents_are_predicted_from_the_other_three(self, make_model, make_images, size):
+        images = make_images(size=size)
+        model = make_model(SparseJEPAModel, image_size=list(size))
+        rows, columns = size[0] // 4, size[1] // 4
+        index = torch.arange(rows * columns).view(rows, columns)
+        mean, activations = model.encode_latents(images)
+        for vertical in (slice(0, rows // 2), slice(rows // 2, rows)):
+            for horizontal in (slice(0, columns // 2), slice(columns // 2, columns)):
+                target = index[vertical, horizontal].flatten()
+                context = torch.tensor([i for i in range(rows * columns) if i not in target.tolist()])
+                output = model(
+                    images, context.expand(2, -1), target.expand(2, 1, -1), output_group_activations=True
+                ).predictor_output
+                _close(mean[:, target], output.latent_mean[:, 0])
+                _close(activations[:, target], output.group_activations[:, 0])
+
+    def test_a_quadrants_latents_do_not_see_its_own_pixels(self, make_model, pixel_values):
+        model = make_model(SparseJEPAModel)
+        changed = pixel_values.clone()
+        changed[:, :, :16, 16:] += 1
+        same = (model.encode_latents(pixel_values)[0] == model.encode_latents(changed)[0]).all(-1).view(2, 8, 8)
+        assert same[:, :4, 4:].all()
+        assert not same[:, 4:].any() and not same[:, :4, :4].any()
+
+    def test_latents_in_front_of_the_predictor_are_read_off_the_target_encoder(self, make_model, pixel_values):
+        model = make_model(SparseJEPAModel, latent_position="encoder")
+        mean, activations = model.encode_latents(pixel_values)
+        _close(mean, model.predictor.grouping.latent_mean(model(pixel_values).last_hidden_state))
+        _close(activations, torch.einsum("gpk,bnk->bngp", model.predictor.grouping.group_weight, mean))
+
+    @pytest.mark.parametrize("position", ["predictor", "encoder"])
+    def test_a_model_in_training_mode_gives_the_same_latents(self, make_model, pixel_values, position):
+        model = make_model(SparseJEPAModel, latent_position=position)
+        expected = model.encode_latents(pixel_values)
+        for found, wanted in zip(model.train().encode_latents(pixel_values), expected, strict=True):
+            _close(found, wanted)
+
+    def test_models_without_latents_or_quadrants_are_refused(self, make_model, pixel_values, make_images):
+        with pytest.raises(ValueError, match="use_grouping=False"):
+            make_model(SparseJEPAModel, use_grouping=False).encode_latents(pixel_values)
+        with pytest.raises(ValueError, match="at least 2x2"):
+            make_model(SparseJEPAModel, image_size=[4, 32]).encode_latents(make_images(size=(4, 32)))
+
+
 class TestLoss:
     @pytest.mark.parametrize("loss_type", ["smooth_l1", "mse"])
     @pytest.mark.parametrize("mode", ["proximal", "penalty"])

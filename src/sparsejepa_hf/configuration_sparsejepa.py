@@ -142,6 +142,11 @@ class SparseJEPAConfig(PreTrainedConfig):
         group_size (`int`, defaults to 8): p, width of a group's input u_g = W⁽ᵍ⁾z.
         generator_hidden_size (`int`, defaults to 32): width of the hidden layer of each group's generator f_g.
         variational (`bool`, defaults to `True`): latents z = μ + σ⊙ε and the KL term; `False`: z = μ, no KL.
+        latent_position (`str`, defaults to `"predictor"`): where the latents sit: `"predictor"` (behind it: the groups
+            generate the predicted embedding) or `"encoder"` (between context encoder and predictor: the groups
+            generate what the predictor sees, and a linear map follows the predictor, as in I-JEPA).
+        latent_residual (`bool`, defaults to `False`): a path around the groups, added to what they generate: a linear
+            map from D_p to D behind the predictor, the identity in front of it.
         loss_type (`str`, defaults to `"smooth_l1"`): `"smooth_l1"` (I-JEPA) or `"mse"` (the paper).
         target_normalization (`str`, defaults to `"layer_norm"`): `"layer_norm"` (without affine) or `"none"`.
         sparsity_weight (`float`, defaults to 0.0): λ ≥ 0, weight of the group lasso Ω(W).
@@ -181,6 +186,8 @@ class SparseJEPAConfig(PreTrainedConfig):
     group_size: int = 8
     generator_hidden_size: int = 32
     variational: bool = True
+    latent_position: str = "predictor"
+    latent_residual: bool = False
 
     loss_type: str = "smooth_l1"
     target_normalization: str = "layer_norm"
@@ -309,6 +316,7 @@ class SparseJEPAConfig(PreTrainedConfig):
     def _check_choices(self) -> None:
         choices = {
             "predictor_type": ("transformer", "mlp"),
+            "latent_position": ("predictor", "encoder"),
             "loss_type": ("smooth_l1", "mse"),
             "target_normalization": ("layer_norm", "none"),
             "sparsity_mode": ("proximal", "penalty"),
@@ -325,6 +333,12 @@ class SparseJEPAConfig(PreTrainedConfig):
                         f"{name} is {getattr(self, name)} but use_grouping is False, so nothing would use it; "
                         f"expected {name}=0, or use_grouping=True."
                     )
+            if self.latent_position != "predictor" or self.latent_residual:
+                raise ValueError(
+                    f"latent_position is {self.latent_position!r} and latent_residual {self.latent_residual} but "
+                    "use_grouping is False, so there are no latents; expected 'predictor' and False, or "
+                    "use_grouping=True."
+                )
         elif not self.variational and self.kl_weight > 0:
             raise ValueError(
                 f"kl_weight is {self.kl_weight} but variational is False, so there is no KL term; expected "

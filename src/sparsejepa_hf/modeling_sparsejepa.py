@@ -31,11 +31,14 @@ _INDEX_TYPES = (torch.int64, torch.int32)
 class SparseJEPAPredictorOutput(ModelOutput):
     """What the predictor and the grouping make of a context.
 
+    Latents belong to target patches, (B, M, Nt, ...), or with `latent_position="encoder"` to context patches,
+    (B, Nc, ...).
+
     Attributes:
         last_hidden_state (B, M, Nt, D): predicted embeddings ŝ of the target patches.
-        latent_mean (B, M, Nt, K): μ; None without grouping.
-        latent_log_variance (B, M, Nt, K): log σ²; None unless variational.
-        group_activations (B, M, Nt, G, p): the groups' inputs u_g = W⁽ᵍ⁾z, if `output_group_activations=True`.
+        latent_mean (..., K): μ; None without grouping.
+        latent_log_variance (..., K): log σ²; None unless variational.
+        group_activations (..., G, p): the groups' inputs u_g = W⁽ᵍ⁾z, if `output_group_activations=True`.
     """
 
     last_hidden_state: Tensor | None = None
@@ -140,6 +143,21 @@ def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
     """Tokens (B, N, D) at patch indices (B, ...) -> (B, ..., D)."""
     flat = index.flatten(1)
     return tokens.gather(1, flat[..., None].expand(-1, -1, tokens.shape[-1])).unflatten(1, index.shape[1:])
+
+
+def _quadrants(grid_size: tuple[int, int], device: torch.device) -> list[Tensor]:
+    """Patch indices of the grid's four quadrants, each (n,); in an odd grid the lower and right ones are larger."""
+    rows, columns = grid_size
+    if min(rows, columns) < 2:
+        raise ValueError(
+            f"The grid has {rows}x{columns} patches; expected at least 2x2, to predict parts of the image."
+        )
+    index = torch.arange(rows * columns, device=device).view(rows, columns)
+    return [
+        quadrant.flatten()
+        for half in index.tensor_split([rows // 2], dim=0)
+        for quadrant in half.tensor_split([columns // 2], dim=1)
+    ]
 
 
 def eager_attention_forward(
@@ -447,8 +465,10 @@ class SparseJEPAGrouping(nn.Module):
         super().__init__()
         groups, latents, size = config.num_groups, config.num_latents, config.group_size
         hidden, slice_size = config.generator_hidden_size, config.hidden_size // config.num_groups
-        self.latent_mean = nn.Linear(config.predictor_hidden_size, latents)
-        self.latent_log_variance = nn.Linear(config.predictor_hidden_size, latents) if config.variational else None
+        behind_predictor = config.latent_position == "predictor"
+        width = config.predictor_hidden_size if behind_predictor else config.hidden_size
+        self.latent_mean = nn.Linear(width, latents)
+        self.latent_log_variance = nn.Linear(width, latents) if config.variational else None
         self.group_weight = nn.Parameter(torch.empty(groups, size, latents))
         self.generator_in_weight = nn.Parameter(torch.empty(groups, size, hidden))
         self.generator_in_bias = nn.Parameter(torch.empty(groups, 1, hidden))
@@ -459,7 +479,8 @@ class SparseJEPAGrouping(nn.Module):
     def forward(
         self, hidden_states: Tensor, latent_noise: Tensor | None = None, output_group_activations: bool = False
     ) -> SparseJEPAPredictorOutput:
-        """(..., D_p) -> predictor output with (..., D); `latent_noise` (..., K) is ε, drawn here if not given."""
+        """(..., D_p), or (..., D) in front of the predictor -> predictor output with (..., D); `latent_noise` (..., K)
+        is ε, drawn here if not given."""
         mean = self.latent_mean(hidden_states)
         log_variance = self.latent_log_variance(hidden_states) if self.latent_log_variance is not None else None
         latents = self._sample(mean, log_variance, latent_noise)
@@ -495,7 +516,7 @@ class SparseJEPALinearHead(nn.Module):
 
 
 class SparseJEPAPredictor(nn.Module):
-    """Predictor trunk, then grouping (SparseJEPA) or a linear map (I-JEPA)."""
+    """Predictor trunk with the grouping behind or before it (SparseJEPA), or with a linear map alone (I-JEPA)."""
 
     def __init__(self, config: SparseJEPAConfig):
         super().__init__()
@@ -505,6 +526,10 @@ class SparseJEPAPredictor(nn.Module):
         positions = sincos_position_embeddings(config.predictor_hidden_size, config.grid_size)
         self.register_buffer("position_embeddings", positions, persistent=False)
         self.grouping = SparseJEPAGrouping(config) if config.use_grouping else SparseJEPALinearHead(config)
+        self.groups_first = config.latent_position == "encoder"
+        # What a linear map adds behind the trunk: everything if the groups come first, else only a path around them.
+        has_head = config.use_grouping and (self.groups_first or config.latent_residual)
+        self.head = SparseJEPALinearHead(config) if has_head else None
 
     def forward(
         self,
@@ -522,10 +547,21 @@ class SparseJEPAPredictor(nn.Module):
             positions = sincos_position_embeddings(
                 self.config.predictor_hidden_size, grid_size, self.config.grid_size, device=positions.device
             )
-        hidden_states = self.trunk(hidden_states, context_mask, target_mask, positions, **kwargs)
-        return self.grouping(
-            hidden_states, latent_noise=latent_noise, output_group_activations=output_group_activations
-        )
+        options = {"latent_noise": latent_noise, "output_group_activations": output_group_activations}
+        if not self.groups_first:
+            hidden_states = self.trunk(hidden_states, context_mask, target_mask, positions, **kwargs)
+            return self.add_residual(hidden_states, self.grouping(hidden_states, **options))
+        grouped = self.add_residual(hidden_states, self.grouping(hidden_states, **options))
+        hidden_states = self.trunk(grouped.last_hidden_state, context_mask, target_mask, positions, **kwargs)
+        grouped.last_hidden_state = self.head(hidden_states).last_hidden_state
+        return grouped
+
+    def add_residual(self, hidden_states: Tensor, grouped: SparseJEPAPredictorOutput) -> SparseJEPAPredictorOutput:
+        """With `latent_residual`, adds the path around the groups to what they generate."""
+        if self.config.latent_residual:
+            path = hidden_states if self.groups_first else self.head(hidden_states).last_hidden_state
+            grouped.last_hidden_state = grouped.last_hidden_state + path
+        return grouped
 
 
 def _xavier_bounds(weight: Tensor) -> tuple[float, float]:
@@ -676,7 +712,8 @@ class SparseJEPAModel(SparseJEPAPreTrainedModel):
             target_mask (B, M, Nt) int64: indices of M target blocks of Nt patches.
             skip_predictor: return encodings only.
             interpolate_pos_encoding: accept images of another size, with sin-cos positions for their grid.
-            latent_noise (B, M, Nt, K): ε of the latents in training; drawn if not given.
+            latent_noise (B, M, Nt, K), or (B, Nc, K) with `latent_position="encoder"`: ε of the latents in training;
+                drawn if not given.
             output_group_activations: also return u (B, M, Nt, G, p).
 
         Raises:
@@ -715,6 +752,52 @@ class SparseJEPAModel(SparseJEPAPreTrainedModel):
             target_hidden_state=targets,
             predictor_output=prediction,
         )
+
+    def encode_latents(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> tuple[Tensor, Tensor]:
+        """Latents μ (B, N, K) and the groups' inputs u (B, N, G, p), u_g = W⁽ᵍ⁾μ, of every patch, without noise.
+
+        Behind the predictor a patch's latents are a prediction, so each quadrant of the image is predicted from the
+        other three, as a target block from its context. In front of it they are read off the target encoder's output.
+
+        Raises:
+            ValueError: if the model has no grouping, or its grid is a single row or column.
+        """
+        if not self.config.use_grouping:
+            raise ValueError(
+                "This model has use_grouping=False (I-JEPA), so it has no latents; load a SparseJEPA model."
+            )
+        if self.config.latent_position == "encoder":
+            hidden_states = self.target_encoder(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
+            output = self._noiseless(self.predictor.grouping, hidden_states, hidden_states.shape[:-1])
+            return output.latent_mean, output.group_activations
+        patch_height, patch_width = self.config.patch_sides
+        grid = (pixel_values.shape[2] // patch_height, pixel_values.shape[3] // patch_width)
+        parts = [
+            self._latents_of(pixel_values, quadrant, grid, interpolate_pos_encoding)
+            for quadrant in _quadrants(grid, pixel_values.device)
+        ]
+        order = torch.cat(_quadrants(grid, pixel_values.device)).argsort()
+        return tuple(torch.cat(states, dim=1)[:, order] for states in zip(*parts, strict=True))
+
+    def _latents_of(
+        self, pixel_values: Tensor, patches: Tensor, grid: tuple[int, int], interpolate_pos_encoding: bool
+    ) -> tuple[Tensor, Tensor]:
+        """μ and u of `patches` (n,), predicted from all others: (B, n, K), (B, n, G, p)."""
+        batch = pixel_values.shape[0]
+        is_target = torch.zeros(grid[0] * grid[1], dtype=torch.bool, device=patches.device)
+        is_target[patches] = True
+        # A stable sort instead of nonzero(): sizes are known without asking the device.
+        context = is_target.int().argsort(stable=True)[: len(is_target) - len(patches)].expand(batch, -1)
+        hidden_states = self.context_encoder(pixel_values, context, interpolate_pos_encoding)
+        targets = patches.expand(batch, 1, -1)
+        output = self._noiseless(self.predictor, hidden_states, targets.shape, context, targets, grid_size=grid)
+        return output.latent_mean.squeeze(1), output.group_activations.squeeze(1)
+
+    def _noiseless(
+        self, module: nn.Module, hidden_states: Tensor, token_shape: torch.Size, *args: Any, **kwargs: Any
+    ) -> SparseJEPAPredictorOutput:
+        noise = hidden_states.new_zeros(*token_shape, self.config.num_latents)
+        return module(hidden_states, *args, latent_noise=noise, output_group_activations=True, **kwargs)
 
     def _targets(self, hidden_states: Tensor, target_mask: Tensor) -> Tensor:
         """s = LN(E_θ̄(x)), without affine, at the target patches: (B, M, Nt, D) float32."""

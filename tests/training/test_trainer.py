@@ -29,6 +29,22 @@ def group_weight(model):
     return steps.unwrap(model).sparsejepa.predictor.grouping.group_weight.detach().clone()
 
 
+# ---- where the latents sit ----
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_latents_in_front_of_the_predictor_train_and_their_noise_is_replayed(make_trainer, weights_of, residual):
+    config = {"latent_position": "encoder", "latent_residual": residual, "sparsity_weight": 0.1, "kl_weight": 1e-2}
+    first, second = (make_trainer(config=config, max_steps=2) for _ in range(2))
+    before = weights_of(first)
+    for trainer in (first, second):
+        trainer.train()
+    after, again = weights_of(first), weights_of(second)
+    assert all(torch.equal(after[name], again[name]) for name in after)
+    name = "sparsejepa.predictor.grouping.latent_mean.weight"
+    assert not torch.equal(before[name], after[name])
+
+
 # ---- the target encoder ----
 
 

@@ -188,7 +188,8 @@ class SparseJEPATrainer(Trainer):
         context_mask, target_mask = self.mask_sampler.sample_slots(slots, step)
         views = {"pixel_values": pixel_values, "context_mask": context_mask, "target_mask": target_mask}
         if self.model.config.use_grouping and self.model.config.variational:
-            shape = (*target_mask.shape[1:], self.model.config.num_latents)
+            tokens = target_mask if self.model.config.latent_position == "predictor" else context_mask
+            shape = (*tokens.shape[1:], self.model.config.num_latents)
             noise = normal(stream_keys(seed, step, slots, NOISE_STREAM), math.prod(shape))
             views["latent_noise"] = noise.view(-1, *shape)
         return views
