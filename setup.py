@@ -17,6 +17,7 @@ INSTALL_REQUIRES = [
     "accelerate>=1.12",
     "evaluate>=0.4.6",
     "safetensors>=0.8",
+    "scipy>=1.13",
     "timm>=1.0.24",
     "tensorboard>=2.20",
     "pillow>=11.0",
@@ -36,7 +37,8 @@ setup(
     keywords="jepa self-supervised sparse representation learning transformers pytorch vision",
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"sparsejepa_hf": ["py.typed"]},
+    # `evaluate` loads a metric from a folder of its own, which is no package.
+    package_data={"sparsejepa_hf": ["py.typed"], "sparsejepa_hf.evaluation.metrics": ["*/*.py"]},
     python_requires=">=3.10",
     install_requires=INSTALL_REQUIRES,
     extras_require={

@@ -133,3 +133,13 @@ def data_dir() -> Path:
     if not DATA_DIR.is_dir():
         pytest.skip(f"no real data at {DATA_DIR}")
     return DATA_DIR
+
+
+@pytest.fixture
+def hear_warnings(monkeypatch, caplog):
+    """pytest's caplog, hearing transformers' loggers too."""
+    monkeypatch.setattr(transformers.utils.logging._get_library_root_logger(), "propagate", True)
+    previous = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_warning()
+    yield caplog
+    transformers.logging.set_verbosity(previous)

@@ -9,6 +9,7 @@ from transformers import ViTConfig, ViTModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from sparsejepa_hf.evaluation import extract_features, pixel_features
+from sparsejepa_hf.evaluation.features import pool_tokens, small_pixel_features
 
 
 class _Images(Dataset):
@@ -202,3 +203,24 @@ def test_pixel_features_refuses_wrong_images(images):
         pixel_features(images.float())
     with pytest.raises(ValueError, match=r"\(N, 3, S, S\)"):
         pixel_features(images[0])
+
+
+def test_small_pixel_features_average_areas_of_large_images_only():
+    small = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    assert torch.equal(small_pixel_features(small), pixel_features(small))
+    large = small.repeat_interleave(3, dim=2).repeat_interleave(3, dim=3)
+    assert torch.equal(small_pixel_features(large), pixel_features(small))
+    with pytest.raises(TypeError, match="torch.uint8"):
+        small_pixel_features(small.float())
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 3])
+def test_pooling_leaves_out_the_tokens_before_the_patches(prefix):
+    patches = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
+    tokens = torch.cat([torch.full((2, prefix, 4), 100.0), patches], dim=1)
+    torch.testing.assert_close(pool_tokens(tokens, "mean", prefix), patches.mean(dim=1))
+    both = pool_tokens(tokens.bfloat16(), "mean+max", prefix)
+    assert both.dtype == torch.float32 and torch.equal(both[:, 4:], patches.bfloat16().float().amax(dim=1))
+    assert torch.equal(pool_tokens(tokens, "cls", prefix), tokens[:, 0])
+    with pytest.raises(ValueError, match="pooling is 'max'"):
+        pool_tokens(tokens, "max")

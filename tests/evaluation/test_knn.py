@@ -1,6 +1,7 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """Weighted kNN against a loop over the definition, scikit-learn, and its invariances."""
 
+import json
 import math
 
 import numpy as np
@@ -9,6 +10,8 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from sparsejepa_hf.evaluation import knn_accuracy, knn_predict
+from sparsejepa_hf.evaluation.knn import knn_grid
+from sparsejepa_hf.evaluation.splits import validation_mask
 
 
 @pytest.fixture
@@ -105,6 +108,73 @@ def test_num_classes_widens_the_scores(problem):
     train, labels, test, _ = problem
     scores = knn_predict(train, labels, test, num_classes=9)
     assert scores.shape == (60, 9) and scores[:, 5:].eq(0).all()
+
+
+GRID = {"ks": (1, 5, 20, 60), "temperatures": (0.04, 0.2, 1.0)}
+
+
+def test_every_cell_of_the_grid_is_the_accuracy_of_that_setting(problem):
+    train, labels, test, test_labels = problem
+    result = knn_grid(train, labels, test, test_labels, **GRID, chunk_size=7, seed=2)
+    held_out = validation_mask(labels, 0.1, seed=2)
+    parts = (train[~held_out], labels[~held_out], train[held_out], labels[held_out])
+    assert [(cell.k, cell.temperature) for cell in result.grid] == [(k, t) for k in GRID["ks"] for t in (0.04, 0.2, 1)]
+    for cell in result.grid:
+        assert cell.validation_accuracy == knn_accuracy(*parts, k=cell.k, temperature=cell.temperature)
+
+
+def test_the_best_cell_is_tested_once_with_the_whole_bank(problem):
+    result = knn_grid(*problem, **GRID, validation_fraction=0.4)
+    best = max(cell.validation_accuracy for cell in result.grid)
+    assert result.chosen == next(cell for cell in result.grid if cell.validation_accuracy == best)
+    settings = {"k": result.chosen.k, "temperature": result.chosen.temperature}
+    assert result.test_accuracy == knn_accuracy(*problem, **settings)
+    assert torch.equal(result.test_predictions, knn_predict(*problem[:3], **settings).argmax(dim=1))
+    json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_the_choice_of_the_grid_never_sees_the_test_set(problem):
+    train, labels, test, test_labels = problem
+    first = knn_grid(train, labels, test, test_labels, **GRID)
+    second = knn_grid(train, labels, -test, test_labels.flip(0), **GRID)
+    assert first.grid == second.grid and first.chosen == second.chosen
+    assert first.test_accuracy != second.test_accuracy
+
+
+def test_a_validation_set_of_its_own_joins_the_bank(problem):
+    train, labels, test, test_labels = problem
+    result = knn_grid(train[:80], labels[:80], test, test_labels, validation=(train[80:], labels[80:]), ks=[5])
+    for cell in result.grid:
+        expected = knn_accuracy(train[:80], labels[:80], train[80:], labels[80:], k=5, temperature=cell.temperature)
+        assert cell.validation_accuracy == expected
+    assert result.test_accuracy == knn_accuracy(*problem, k=5, temperature=result.chosen.temperature)
+
+
+def test_one_class_per_cluster_is_solved_and_the_smallest_setting_is_taken():
+    labels = torch.arange(60) % 6
+    features = torch.eye(6)[labels] + 0.01 * torch.randn(60, 6, generator=torch.Generator().manual_seed(0))
+    result = knn_grid(features, labels, features, labels, ks=(5, 1), temperatures=(0.1, 0.07))
+    assert result.test_accuracy == result.test_balanced_accuracy == result.test_top5_accuracy == 1
+    assert (result.chosen.k, result.chosen.temperature) == (1, 0.07)
+    assert result.at_grid_edge == {"k": False, "temperature": True}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ks": ()}, "ks is empty"),
+        ({"ks": (1, 2.5)}, "ks holds 2.5"),
+        ({"ks": (1, 115)}, "k is 115"),
+        ({"ks": (0,)}, "ks holds 0"),
+        ({"temperatures": (0.1, -1.0)}, "temperatures holds -1.0"),
+        ({"validation_fraction": 1.0}, "validation_fraction is 1.0"),
+        ({"num_classes": 3}, "train_labels holds the label 4"),
+        ({"chunk_size": 0}, "chunk_size is 0"),
+    ],
+)
+def test_the_grid_refuses_wrong_settings(problem, settings, message):
+    with pytest.raises(ValueError, match=message):
+        knn_grid(*problem, **{**GRID, **settings})
 
 
 @pytest.mark.parametrize(

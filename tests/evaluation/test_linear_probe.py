@@ -1,12 +1,17 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """The linear probe against scikit-learn's logistic regression, its optimality conditions and its protocol."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, top_k_accuracy_score
 
 from sparsejepa_hf.evaluation import linear_probe
-from sparsejepa_hf.evaluation.linear_probe import _validation_mask
+from sparsejepa_hf.evaluation.linear_probe import low_shot_probe
+from sparsejepa_hf.evaluation.splits import low_shot_indices, validation_mask
 
 
 EXACT = {"dtype": torch.float64, "tolerance": 1e-7, "max_iter": 1000}
@@ -96,7 +101,7 @@ def test_the_choice_is_the_best_of_the_grid_on_the_validation_split():
 def test_validation_accuracy_is_that_of_a_fit_without_the_validation_samples():
     train, labels, test, test_labels = _problem()
     result = linear_probe(train, labels, test, test_labels, weight_decays=[1e-2], seed=5, **EXACT)
-    held_out = _validation_mask(labels, 0.1, seed=5)
+    held_out = validation_mask(labels, 0.1, seed=5)
     again = linear_probe(
         train[~held_out], labels[~held_out], train[held_out], labels[held_out], weight_decays=[1e-2], **EXACT
     )
@@ -174,33 +179,96 @@ def test_the_caller_may_be_in_inference_mode_and_the_global_random_state_is_unto
     assert torch.equal(result.weight, expected.weight)
 
 
-@pytest.mark.parametrize(("n", "fraction"), [(40, 0.1), (1003, 0.1), (999, 0.25), (60, 0.5)])
-def test_the_validation_split_is_stratified_and_seeded(n, fraction):
-    labels = torch.arange(n).remainder(13).square().remainder(7)
-    mask = _validation_mask(labels, fraction, seed=1)
-    assert torch.equal(mask, _validation_mask(labels, fraction, seed=1))
-    assert not torch.equal(mask, _validation_mask(labels, fraction, seed=2))
-    sizes, drawn = labels.bincount(minlength=7), labels[mask].bincount(minlength=7)
-    assert (drawn <= torch.ceil(sizes * fraction)).all()
-    assert (drawn >= torch.floor(sizes * fraction) - 1).all()
-    assert (drawn < sizes)[sizes > 0].all()
+def test_an_explicit_validation_set_is_chosen_on_and_then_fitted_too():
+    train, labels, test, test_labels = _problem()
+    held_out = validation_mask(labels, 0.1, seed=0)
+    parts = (train[~held_out], labels[~held_out], test, test_labels)
+    order = torch.cat([(~held_out).nonzero(), held_out.nonzero()]).flatten()
+    split = linear_probe(train[order], labels[order], test, test_labels, weight_decays=[1e-2], **EXACT)
+    given = linear_probe(*parts, validation=(train[held_out], labels[held_out]), weight_decays=[1e-2], **EXACT)
+    fitted_alone = linear_probe(*parts[:2], train[held_out], labels[held_out], weight_decays=[1e-2], **EXACT)
+    torch.testing.assert_close(given.weight, split.weight, rtol=1e-5, atol=1e-6)
+    assert given.test_accuracy == split.test_accuracy
+    assert given.validation_accuracy == fitted_alone.test_accuracy
 
 
-def test_few_samples_per_class_are_split_without_losing_a_class():
-    labels = torch.arange(300) // 3
-    mask = _validation_mask(labels, 0.1, seed=0)
-    assert 5 <= int(mask.sum()) <= 30
-    assert len(labels[~mask].unique()) == 100
+def test_scores_of_the_test_set_are_those_of_scikit_learn():
+    train, labels, test, test_labels = _problem(num_classes=8, dim=12, noise=3.0)
+    test, test_labels = test[:131], test_labels[:131]
+    result = linear_probe(train, labels, test, test_labels, weight_decays=[1e-2], **EXACT)
+    scores = ((test - result.mean) / result.scale @ result.weight.T + result.bias).numpy()
+    assert torch.equal(result.test_predictions, result.predict(test))
+    assert result.test_accuracy == pytest.approx(accuracy_score(test_labels, result.test_predictions))
+    balanced = balanced_accuracy_score(test_labels, result.test_predictions)
+    assert result.test_balanced_accuracy == pytest.approx(balanced)
+    assert result.test_top5_accuracy == pytest.approx(top_k_accuracy_score(test_labels, scores, k=5))
+
+
+def test_the_result_is_ready_for_json():
+    result = linear_probe(*_problem())
+    written = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert written["test_accuracy"] == result.test_accuracy
+    assert written["validation_accuracies"][str(result.weight_decay)] == result.validation_accuracy
+
+
+def test_low_shot_probes_see_their_subset_only():
+    train, labels, test, test_labels = _problem(n=2000)
+    result = low_shot_probe(train, labels, test, test_labels, fractions=(0.1, 0.05), seeds=(0, 4))
+    assert [entry.fraction for entry in result.fractions] == [0.05, 0.1]
+    for entry in result.fractions:
+        expected = []
+        for seed in (0, 4):
+            subset = low_shot_indices(labels, entry.fraction, seed)
+            assert len(subset) == entry.num_labels == round(2000 * entry.fraction)
+            probe = linear_probe(train[subset], labels[subset], test, test_labels, seed=seed)
+            expected.append(probe.test_accuracy)
+        assert list(entry.accuracies) == expected
+        assert entry.mean == pytest.approx(np.mean(expected))
+        assert entry.std == pytest.approx(np.std(expected, ddof=1))
+    json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_one_seed_has_no_spread():
+    result = low_shot_probe(*_problem(), fractions=[1.0], seeds=[0])
+    assert result.fractions[0].std is None
+    assert result.fractions[0].mean == linear_probe(*_problem()).test_accuracy
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seeds": ()}, "seeds is empty"),
+        ({"fractions": ()}, "fractions is empty"),
+        ({"fractions": (1.5,)}, "fraction is 1.5"),
+        ({"fractions": (0.01,)}, "leaves no validation sample"),
+        ({"validation": (torch.ones(4, 6), torch.arange(4))}, "inside its subset"),
+    ],
+)
+def test_low_shot_refuses_wrong_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        low_shot_probe(*_problem(), **settings)
+
+
+def test_refuses_a_wrong_validation_set():
+    train, labels, test, test_labels = _problem()
+    for validation, message in [
+        ((train[:5, :3], labels[:5]), "validation_features has 3"),
+        ((train[:5], labels[:5] + 4), r"validation_labels holds the classes \[4, 5, 6, 7\], which train_labels lacks"),
+        ((train[:0], labels[:0]), "validation_features has shape"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            linear_probe(train, labels, test, test_labels, validation=validation)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"weight_decays": []}, "weight_decays is empty"),
-        ({"weight_decays": [1e-2, 0.0]}, "weight_decay is 0.0"),
-        ({"weight_decays": [float("inf")]}, "holds infinity"),
+        ({"weight_decays": [1e-2, 0.0]}, "weight_decays holds 0.0"),
+        ({"weight_decays": [float("inf")]}, "weight_decays holds inf"),
         ({"validation_fraction": 0.0}, "validation_fraction is 0.0"),
         ({"validation_fraction": 1.0}, "validation_fraction is 1.0"),
+        ({"num_classes": 3}, "train_labels holds the label 3"),
         ({"max_iter": 0}, "max_iter is 0"),
         ({"tolerance": -1.0}, "tolerance is -1.0"),
         ({"dtype": torch.bfloat16}, "dtype is torch.bfloat16"),

@@ -9,10 +9,13 @@ import pytest
 from sparsejepa_hf import SparseJEPAConfig
 from sparsejepa_hf.masking import MultiBlockMaskSampler
 from sparsejepa_hf.training.command_line import parse_options
+from sparsejepa_hf.training.finetuning import OPTION_TYPES as FINE_TUNING_OPTION_TYPES
 from sparsejepa_hf.training.pretraining import OPTION_TYPES
 
 
-CONFIGS = sorted((Path(__file__).parents[2] / "examples" / "configs").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).parents[2] / "examples" / "configs").glob("*.yaml"))
+FINE_TUNING = [path for path in RECIPES if path.stem.endswith("-finetune")]
+CONFIGS = [path for path in RECIPES if path not in FINE_TUNING]
 BASELINES = [path for path in CONFIGS if path.stem.endswith("-ijepa")]
 
 # What a baseline may and must change: the grouping, the weights of its regularisers and their warm-ups.
@@ -79,3 +82,14 @@ def test_a_baseline_differs_from_its_twin_in_the_grouping_alone(path):
                 different.add(field.name)
     assert "use_grouping" in different and "output_dir" in different
     assert different <= GROUPING | {"output_dir", "run_name"}
+
+
+@pytest.mark.parametrize("path", FINE_TUNING, ids=lambda path: path.stem)
+def test_a_fine_tuning_recipe_begins_from_what_its_twin_writes(path):
+    """Same data, and the checkpoint of the pre-training recipe of the same name."""
+    model, data, training = parse_options(FINE_TUNING_OPTION_TYPES, [str(path), "--use_cpu", "--report_to", "none"])
+    _, twin_data, twin_training = read(path.with_name(path.name.replace("-finetune", "")))
+    assert model.model_name_or_path == twin_training.output_dir
+    assert (data.dataset, data.label_column) == (twin_data.dataset, twin_data.label_column)
+    assert data.test_split == twin_data.eval_split
+    assert training.layer_decay < 1

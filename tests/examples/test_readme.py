@@ -1,7 +1,6 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """The README shows what the results files say, and its code runs."""
 
-import importlib.util
 import json
 import re
 import subprocess
@@ -10,51 +9,60 @@ from pathlib import Path
 
 import pytest
 
+from sparsejepa_hf.experiments import paper_table, read_record, sparsity_sweep
+from sparsejepa_hf.experiments.markdown import render_into
+
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = sorted((ROOT / "results").glob("*.json"))
+WRITTEN_BY_RUNS = {"pretraining_options.yaml", "finetuning_options.yaml"}
 
 
-@pytest.fixture(scope="module")
-def compare_sparsity():
-    spec = importlib.util.spec_from_file_location("compare_sparsity", ROOT / "examples" / "compare_sparsity.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def rendered(path: Path) -> str:
+    record = read_record(path)
+    return (sparsity_sweep if "axes" in record else paper_table).render(record)
 
 
-def test_the_table_is_the_rendering_of_the_results_file(compare_sparsity):
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_the_table_is_the_rendering_of_the_results_file(path):
     """Rendering again changes nothing, in the README and beside the results."""
-    path = ROOT / "results" / "cifar100_cpu.json"
+    assert render_into(README, path.name, rendered(path)) == README
+    assert path.with_suffix(".md").read_text(encoding="utf-8") == rendered(path) + "\n"
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_results_say_where_they_come_from(path):
     record = json.loads(path.read_text(encoding="utf-8"))
-    table = compare_sparsity.render_table(record)
-    assert compare_sparsity.render_into(README, path, table) == README
-    assert path.with_suffix(".md").read_text(encoding="utf-8") == table + "\n"
+    for origin in (record, *(run["provenance"] for run in record["runs"])):
+        assert re.fullmatch(r"[0-9a-f]{40}", origin["commit"]), "code with uncommitted changes"
+        assert {"torch", "transformers"} <= set(origin["versions"])
+    assert all("seed" in run["options"] for run in record["runs"])
 
 
-def test_results_say_where_they_come_from():
-    for path in (ROOT / "results").glob("*.json"):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        assert re.fullmatch(r"[0-9a-f]{40}", record["commit"]), f"{path.name}: code with uncommitted changes"
-        assert {"torch", "transformers"} <= set(record["versions"])
-        assert all("seed" in run["options"] for run in record["runs"])
-
-
-def test_missing_marks_are_refused(compare_sparsity):
-    with pytest.raises(ValueError, match=r"no marks <!-- results/x\.json -->"):
-        compare_sparsity.render_into("# A page\n", Path("x.json"), "| |")
+def test_there_are_results():
+    assert RESULTS
 
 
 def test_every_file_that_the_readme_names_exists():
-    names = re.findall(r"`([\w-]+\.yaml)`", README) + re.findall(r"examples/configs/([\w-]+\.yaml)", README)
-    assert names
-    for name in set(names):
-        assert (ROOT / "examples" / "configs" / name).is_file() or name == "pretraining_options.yaml", name
+    names = set(re.findall(r"`([\w-]+\.yaml)`", README)) | set(re.findall(r"configs/([\w-]+\.yaml)", README))
+    scripts = set(re.findall(r"examples/(\w+\.py)", README)) | set(re.findall(r"`(\w+\.py)`", README))
+    pictures = set(re.findall(r"\]\((results/\w+\.png)\)", README))
+    assert names and scripts and pictures
+    for name in names - WRITTEN_BY_RUNS:
+        assert (ROOT / "examples" / "configs" / name).is_file(), name
+    found = {path.name for folder in ("examples", "src") for path in (ROOT / folder).rglob("*.py")}
+    assert scripts <= found
+    assert all((ROOT / picture).is_file() for picture in pictures)
 
 
-def test_the_training_code_runs(tmp_path):
-    """The block under "In code", word by word, in a fresh interpreter."""
+def test_its_code_runs(image_folder, tmp_path):
+    """The blocks for training and for evaluation, word by word, one after the other in a fresh interpreter."""
+    image_folder("images")
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    code = next(block for block in blocks if "SparseJEPATrainer" in block)
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=600)
+    code = "".join(next(b for b in blocks if word in b) for word in ("SparseJEPATrainer", "linear_probe_grid"))
+    printed = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=600, capture_output=True, text=True
+    ).stdout
     assert (tmp_path / "runs" / "mine" / "model.safetensors").is_file()
+    assert "balanced_accuracy" in printed

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
-from transformers.utils import logging
 
 from sparsejepa_hf import SparseJEPAConfig
 from sparsejepa_hf.modeling_sparsejepa import SparseJEPAForPreTraining
@@ -190,13 +189,3 @@ def assert_same_weights() -> Callable[..., None]:
             torch.testing.assert_close(found[name], tensor, rtol=0.0, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
 
     return check
-
-
-@pytest.fixture
-def hear_warnings(monkeypatch, caplog):
-    """pytest's caplog, hearing transformers' loggers too."""
-    monkeypatch.setattr(logging._get_library_root_logger(), "propagate", True)
-    previous = logging.get_verbosity()
-    logging.set_verbosity_warning()
-    yield caplog
-    logging.set_verbosity(previous)

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
@@ -63,16 +66,90 @@ def check_labels(labels: Tensor, num_features: int, name: str) -> None:
         )
 
 
-def check_same_width(train_features: Tensor, test_features: Tensor) -> None:
+def check_label_range(labels: Tensor, num_classes: int, name: str) -> None:
+    """Raise ``ValueError`` if an integer label of a non-empty tensor is not below ``num_classes``."""
+    largest = int(labels.max())
+    if largest >= num_classes:
+        raise ValueError(
+            f"{name} holds the label {largest}, but labels below num_classes = {num_classes} are expected. "
+            "Raise num_classes or renumber the classes."
+        )
+
+
+def check_known_classes(labels: Tensor, classes: Tensor, name: str, advice: str) -> None:
+    """Raise ``ValueError``, ending in ``advice``, if ``labels`` has a value that is not among ``classes``."""
+    unseen = labels[~torch.isin(labels, classes)].unique().tolist()
+    if unseen:
+        raise ValueError(
+            f"{name} holds the classes {unseen}, which train_labels lacks, but every class of {name} is expected in "
+            f"the train set. {advice}"
+        )
+
+
+def check_several_classes(classes: Tensor) -> None:
+    """Raise ``ValueError`` unless the ``(C',)`` distinct train labels are at least two."""
+    if len(classes) < 2:
+        raise ValueError(
+            f"train_labels holds only the class {int(classes[0])}, but at least two classes are expected. "
+            "Check how the train set was drawn."
+        )
+
+
+def check_same_width(train_features: Tensor, test_features: Tensor, test_name: str = "test_features") -> None:
     """Raise ``ValueError`` unless both feature matrices have the same number of columns."""
     if train_features.shape[1] != test_features.shape[1]:
         raise ValueError(
-            f"train_features has {train_features.shape[1]} dimensions and test_features has "
+            f"train_features has {train_features.shape[1]} dimensions and {test_name} has "
             f"{test_features.shape[1]}, but the same number is expected. Extract both with the same model."
         )
+
+
+def check_sets(sets: Mapping[str, tuple[Tensor, Tensor]], num_classes: int | None) -> None:
+    """Check the features and labels of every named set, one of which is "train".
+
+    Raises:
+        TypeError: features are not floating point or labels are not integers.
+        ValueError: a shape is wrong, a set is empty, a feature is NaN or infinite, a label is negative or not below
+            ``num_classes``, or a set's features differ in width from the train set's.
+    """
+    for name, (features, labels) in sets.items():
+        check_features(features, f"{name}_features")
+        check_labels(labels, len(features), f"{name}_labels")
+        check_same_width(sets["train"][0], features, f"{name}_features")
+        if num_classes is not None:
+            check_label_range(labels, num_classes, f"{name}_labels")
 
 
 def check_positive(value: float, name: str) -> None:
     """Raise ``ValueError`` unless ``value`` is > 0 (NaN is refused too)."""
     if not value > 0:
         raise ValueError(f"{name} is {value}, but a value above 0 is expected. Pass a positive {name}.")
+
+
+def check_open_fraction(value: float, name: str) -> None:
+    """Raise ``ValueError`` unless ``value`` is strictly between 0 and 1 (NaN is refused too)."""
+    if not 0 < value < 1:
+        raise ValueError(
+            f"{name} is {value}, but a value strictly between 0 and 1 is expected. "
+            "Pass 0.1 to hold out a tenth of the train set."
+        )
+
+
+def checked_grid(values: Sequence[float], name: str, *, allow_zero: bool = False) -> list[float]:
+    """The values without repetitions, ascending.
+
+    Args:
+        values: positive, or with ``allow_zero`` non-negative, finite numbers.
+        name: what an error calls the grid.
+        allow_zero: whether 0 is a value.
+
+    Raises:
+        ValueError: there is no value, or one is out of range.
+    """
+    if len(values) == 0:
+        raise ValueError(f"{name} is empty, but at least one value is expected. Pass a grid of positive values.")
+    wanted = "finite values of at least 0 are" if allow_zero else "finite values above 0 are"
+    for value in values:
+        if not (value > 0 or (allow_zero and value == 0)) or math.isinf(value):
+            raise ValueError(f"{name} holds {value}, but {wanted} expected. Remove it from the grid.")
+    return sorted({float(value) for value in values})

@@ -7,13 +7,17 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from sparsejepa_hf.evaluation._checks import non_finite_rows
+from ._checks import non_finite_rows
 
 
+# Side that larger images are brought to before their raw pixels serve as features.
+MAX_PIXEL_SIDE = 32
 _POOLINGS = ("mean", "cls")
+_PIXEL_CHUNK = 512
 
 
 def extract_features(
@@ -60,7 +64,7 @@ def extract_features(
     # The caller's buffer is allocated outside inference mode, so that it can later take part in autograd.
     features: Tensor | None = None
     start = 0
-    with _frozen(model, home, target), _preserved_rng(target):
+    with frozen_module(model, home, target), preserved_rng(target):
         for images in _batches(pixel_values, batch_size):
             with torch.inference_mode():
                 pooled = _pooled_batch(model, images.to(target), preprocess, dtype, pooling)
@@ -86,8 +90,57 @@ def pixel_features(pixel_values: Tensor) -> Tensor:
         TypeError: the images are not uint8.
         ValueError: the shape is not ``(N, 3, S, S)``.
     """
-    _check_images(pixel_values)
+    check_images(pixel_values)
     return pixel_values.flatten(1).float() / 255
+
+
+def small_pixel_features(pixel_values: Tensor) -> Tensor:
+    """[`pixel_features`] of images that are brought to 32 x 32 first, by the mean over areas, where they are larger.
+
+    Args:
+        pixel_values: uint8 images ``(N, 3, S, S)`` in 0 .. 255.
+
+    Returns:
+        ``(N, 3 * min(S, 32)**2)`` float32 features in [0, 1], in steps of 1/255, on the images' device.
+
+    Raises:
+        TypeError: the images are not uint8.
+        ValueError: the shape is not ``(N, 3, S, S)``.
+    """
+    check_images(pixel_values)
+    if pixel_values.shape[-1] <= MAX_PIXEL_SIDE:
+        return pixel_features(pixel_values)
+    size = (MAX_PIXEL_SIDE, MAX_PIXEL_SIDE)
+    chunks = (
+        F.interpolate(chunk.float(), size=size, mode="area").round().byte()
+        for chunk in pixel_values.split(_PIXEL_CHUNK)
+    )
+    return pixel_features(torch.cat(list(chunks)))
+
+
+def pool_tokens(tokens: Tensor, pooling: str, num_prefix_tokens: int = 0) -> Tensor:
+    """Pools the tokens ``(B, T, D)`` of each image into one float32 vector.
+
+    Args:
+        tokens: ``(B, T, D)`` floating point, class and register tokens first.
+        pooling: ``"mean"`` of the patch tokens; ``"mean+max"``, their mean and their maximum, one after the other;
+            ``"cls"``, token 0.
+        num_prefix_tokens: how many tokens stand before the patches, below T.
+
+    Returns:
+        ``(B, D)``, or ``(B, 2 * D)`` for ``"mean+max"``.
+
+    Raises:
+        ValueError: ``pooling`` is none of these.
+    """
+    if pooling == "cls":
+        return tokens[:, 0].float()
+    patches = tokens[:, num_prefix_tokens:].float()
+    if pooling == "mean":
+        return patches.mean(dim=1)
+    if pooling == "mean+max":
+        return torch.cat([patches.mean(dim=1), patches.amax(dim=1)], dim=1)
+    raise ValueError(f"pooling is {pooling!r}, but 'mean', 'mean+max' or 'cls' is expected. Pass one of them.")
 
 
 def _check_arguments(pixel_values: Tensor | Dataset, batch_size: int, pooling: str) -> None:
@@ -96,7 +149,7 @@ def _check_arguments(pixel_values: Tensor | Dataset, batch_size: int, pooling: s
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, but at least 1 is expected. Pass a positive batch_size.")
     if isinstance(pixel_values, Tensor):
-        _check_images(pixel_values)
+        check_images(pixel_values)
     elif not hasattr(pixel_values, "__len__"):
         raise TypeError(
             f"pixel_values is a {type(pixel_values).__name__} without a length, but a uint8 tensor or a map-style "
@@ -106,7 +159,13 @@ def _check_arguments(pixel_values: Tensor | Dataset, batch_size: int, pooling: s
         raise ValueError("pixel_values holds no image, but at least one is expected. Check how the split was made.")
 
 
-def _check_images(images: Tensor) -> None:
+def check_images(images: Tensor) -> None:
+    """Raise unless ``images`` are square uint8 RGB ``(N, 3, S, S)``.
+
+    Raises:
+        TypeError: the images are not uint8.
+        ValueError: the shape is another.
+    """
     if images.dtype != torch.uint8:
         raise TypeError(
             f"pixel_values has dtype {images.dtype}, but torch.uint8 in 0 .. 255 is expected. "
@@ -127,7 +186,7 @@ def _batches(pixel_values: Tensor | Dataset, batch_size: int) -> Iterator[Tensor
     for start in range(0, len(pixel_values), batch_size):
         stop = min(start + batch_size, len(pixel_values))
         images = torch.stack([pixel_values[index]["pixel_values"] for index in range(start, stop)])
-        _check_images(images)
+        check_images(images)
         yield images
 
 
@@ -163,7 +222,8 @@ def _check_finite(features: Tensor) -> None:
 
 
 @contextmanager
-def _frozen(model: nn.Module, home: torch.device, target: torch.device) -> Iterator[None]:
+def frozen_module(model: nn.Module, home: torch.device, target: torch.device) -> Iterator[None]:
+    """Evaluation mode on ``target``; afterwards ``model`` is on ``home``, each submodule's training flag as before."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
@@ -178,7 +238,8 @@ def _frozen(model: nn.Module, home: torch.device, target: torch.device) -> Itera
             module.training = training
 
 
-def _preserved_rng(device: torch.device) -> AbstractContextManager[None]:
+def preserved_rng(device: torch.device) -> AbstractContextManager[None]:
+    """Afterwards torch's global random state, on the CPU and on ``device``, is as before."""
     if device.type != "cuda":
         return torch.random.fork_rng(devices=[])
     return torch.random.fork_rng(devices=[torch.cuda.current_device() if device.index is None else device.index])

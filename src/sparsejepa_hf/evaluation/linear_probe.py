@@ -1,21 +1,34 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
-"""Linear probe: multinomial logistic regression on frozen features, tested once."""
+"""Linear probe: multinomial logistic regression on frozen features, tested once; and with few labels."""
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparsejepa_hf.evaluation._checks import check_features, check_labels, check_positive, check_same_width
+from ._checks import (
+    check_known_classes,
+    check_open_fraction,
+    check_positive,
+    check_sets,
+    check_several_classes,
+    checked_grid,
+)
+from .splits import join_validation, low_shot_indices
 
 
 DEFAULT_WEIGHT_DECAYS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 _HISTORY_SIZE = 20
+_UNSEEN_ADVICE = (
+    "Draw the train set from all classes, or pass allow_unseen_classes=True to count those test samples as errors."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +37,11 @@ class LinearProbeResult:
 
     Attributes:
         test_accuracy: top-1 accuracy on the test set, in [0, 1].
+        test_top5_accuracy: share of test samples whose label is among the five best-scored classes (all of them
+            where there are fewer), in [0, 1].
+        test_balanced_accuracy: mean over the test set's classes of the share of their samples that is predicted
+            correctly, in [0, 1].
+        test_predictions: ``(m,)`` int64, the predicted labels of the test set.
         validation_accuracy: accuracy of the chosen weight decay on the validation split, in [0, 1].
         weight_decay: the chosen weight decay, one of the grid.
         validation_accuracies: accuracy on the validation split of every weight decay of the grid.
@@ -40,6 +58,9 @@ class LinearProbeResult:
     """
 
     test_accuracy: float
+    test_top5_accuracy: float
+    test_balanced_accuracy: float
+    test_predictions: Tensor
     validation_accuracy: float
     weight_decay: float
     validation_accuracies: dict[float, float]
@@ -58,6 +79,21 @@ class LinearProbeResult:
         inputs = (features.to(self.weight) - self.mean) / self.scale
         return self.classes[F.linear(inputs, self.weight, self.bias).argmax(dim=1)]
 
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON can hold of the result: everything but the tensors."""
+        return {
+            "test_accuracy": self.test_accuracy,
+            "test_top5_accuracy": self.test_top5_accuracy,
+            "test_balanced_accuracy": self.test_balanced_accuracy,
+            "validation_accuracy": self.validation_accuracy,
+            "weight_decay": self.weight_decay,
+            "validation_accuracies": {str(key): value for key, value in self.validation_accuracies.items()},
+            "at_grid_edge": self.at_grid_edge,
+            "converged": self.converged,
+            "gradient_norm": self.gradient_norm,
+            "iterations": self.iterations,
+        }
+
 
 def linear_probe(
     train_features: Tensor,
@@ -66,11 +102,13 @@ def linear_probe(
     test_labels: Tensor,
     *,
     weight_decays: Sequence[float] = DEFAULT_WEIGHT_DECAYS,
+    validation: tuple[Tensor, Tensor] | None = None,
     validation_fraction: float = 0.1,
     seed: int = 0,
     max_iter: int = 200,
     tolerance: float = 1e-5,
     dtype: torch.dtype = torch.float32,
+    num_classes: int | None = None,
     allow_unseen_classes: bool = False,
 ) -> LinearProbeResult:
     r"""Choose a weight decay on a validation split of the train set, refit on all of it, and test once.
@@ -93,6 +131,8 @@ def linear_probe(
         test_features: ``(m, D)`` floating point.
         test_labels: ``(m,)`` integers >= 0.
         weight_decays: the grid of lambda, each > 0.
+        validation: features ``(v, D)`` and labels ``(v,)`` of a validation set of its own, to choose on and then to
+            refit on together with the train set; without one, a part of the train set is split off.
         validation_fraction: share of each class, to within one sample, that is split off for the choice, in (0, 1).
             The first sample drawn of every class always stays in the fitted part.
         seed: seed of the split; the global random state is neither read nor changed.
@@ -101,6 +141,7 @@ def linear_probe(
             far the objective is above its minimum. Rounding of the objective ends a fit too; hence float32 reaches
             about 1e-6 and float64 about 1e-7, on very ill-conditioned features less (see ``converged``).
         dtype: of the computation, ``torch.float32`` or ``torch.float64``.
+        num_classes: refuse labels that are not below it; by default any label is taken.
         allow_unseen_classes: count test samples of classes that the train set lacks as errors, rather than refuse.
 
     Returns:
@@ -109,33 +150,40 @@ def linear_probe(
     Raises:
         TypeError: features are not floating point or labels are not integers.
         ValueError: a shape or range is not as stated, a feature is NaN or infinite, the train set has fewer than two
-            classes or is too small to split, or the test set has a class that the train set lacks.
+            classes or is too small to split, or the test or validation set has a class that the train set lacks.
     """
-    check_features(train_features, "train_features")
-    check_features(test_features, "test_features")
-    check_same_width(train_features, test_features)
-    check_labels(train_labels, len(train_features), "train_labels")
-    check_labels(test_labels, len(test_features), "test_labels")
+    sets = {"train": (train_features, train_labels), "test": (test_features, test_labels)}
+    check_sets(sets if validation is None else {**sets, "validation": validation}, num_classes)
     grid = _check_settings(weight_decays, validation_fraction, max_iter, tolerance, dtype)
     features = train_features.detach().to(dtype)
-    classes, targets = train_labels.to(features.device, torch.int64).unique(return_inverse=True)
+    if validation is not None:
+        features = torch.cat([features, validation[0].detach().to(features)])
+    held_out_labels = None if validation is None else validation[1]
+    labels, held_out = join_validation(
+        train_labels.to(features.device, torch.int64), held_out_labels, validation_fraction, seed
+    )
+    classes, targets = class_targets(labels, held_out)
     test_labels = test_labels.to(classes)
-    _check_classes(classes, test_labels, allow_unseen_classes)
+    if not allow_unseen_classes:
+        check_known_classes(test_labels, classes, "test_labels", _UNSEEN_ADVICE)
 
-    held_out = _validation_mask(targets, validation_fraction, seed)
     problem = _Problem(features[~held_out], targets[~held_out], len(classes))
     fits, accuracies, previous = {}, {}, None
     for weight_decay in grid:
         previous = fits[weight_decay] = problem.fit(weight_decay, max_iter, tolerance, previous)
-        predictions = problem.predict(previous, features[held_out])
-        accuracies[weight_decay] = _accuracy(predictions, targets[held_out])
+        predictions = problem.scores(previous, features[held_out]).argmax(dim=1)
+        accuracies[weight_decay] = accuracy(predictions, targets[held_out])
     chosen = max(grid, key=accuracies.__getitem__)
 
     problem = _Problem(features, targets, len(classes))
     final = problem.fit(chosen, max_iter, tolerance, fits[chosen])
-    predictions = classes[problem.predict(final, test_features.detach().to(features))]
+    scores = problem.scores(final, test_features.detach().to(features))
+    predictions = classes[scores.argmax(dim=1)]
     return LinearProbeResult(
-        test_accuracy=_accuracy(predictions, test_labels),
+        test_accuracy=accuracy(predictions, test_labels),
+        test_top5_accuracy=top_k_accuracy(scores, classes, test_labels, 5),
+        test_balanced_accuracy=balanced_accuracy(predictions, test_labels),
+        test_predictions=predictions,
         validation_accuracy=accuracies[chosen],
         weight_decay=chosen,
         validation_accuracies=accuracies,
@@ -148,6 +196,108 @@ def linear_probe(
         converged=final.gradient_norm <= tolerance,
         gradient_norm=final.gradient_norm,
         iterations=final.iterations + sum(fit.iterations for fit in fits.values()),
+    )
+
+
+@dataclass(frozen=True)
+class LowShotFraction:
+    """Linear probes on random subsets with one share of the labels.
+
+    Attributes:
+        fraction: share of every class's labels.
+        num_labels: labels used, those of the validation split included.
+        seeds: of the subsets.
+        accuracies: top-1 test accuracy of each seed's probe, in [0, 1].
+        weight_decays: each seed's choice.
+        mean: of the accuracies.
+        std: of the accuracies (divisor one less than their number); None with one seed.
+    """
+
+    fraction: float
+    num_labels: int
+    seeds: tuple[int, ...]
+    accuracies: tuple[float, ...]
+    weight_decays: tuple[float, ...]
+    mean: float
+    std: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The attributes, ready for JSON."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class LowShotResult:
+    """What :func:`low_shot_probe` found, one entry per fraction, ascending."""
+
+    fractions: tuple[LowShotFraction, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fractions, ready for JSON."""
+        return {"fractions": [entry.to_dict() for entry in self.fractions]}
+
+
+def low_shot_probe(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    *,
+    fractions: Sequence[float] = (0.01, 0.1),
+    seeds: Sequence[int] = (0, 1, 2),
+    **settings: Any,
+) -> LowShotResult:
+    """:func:`linear_probe` with few labels: on class-balanced subsets (:func:`low_shot_indices`) of the train set.
+
+    Every probe is tested on all of the test set. The weight decay is chosen inside each subset: no label outside it
+    is used. The spread over seeds is that of the subset and of its validation split, not of the features' training.
+
+    Args:
+        train_features: ``(n, D)`` floating point.
+        train_labels: ``(n,)`` integers >= 0.
+        test_features: ``(m, D)`` floating point.
+        test_labels: ``(m,)`` integers >= 0.
+        fractions: shares of the labels, each in (0, 1].
+        seeds: of the subsets and of the validation splits, at least one.
+        settings: further arguments of :func:`linear_probe`, except ``validation`` and ``seed``.
+
+    Raises:
+        TypeError: as :func:`linear_probe`.
+        ValueError: as :func:`linear_probe`; also where a subset is too small to split off a validation sample.
+    """
+    if settings.get("validation") is not None:
+        raise ValueError(
+            "validation is given, but a low-shot probe is expected to choose inside its subset, since the labels of a "
+            "validation set would come on top of the few. Leave it out."
+        )
+    if len(seeds) == 0:
+        raise ValueError("seeds is empty, but at least one is expected. Pass several to see the spread.")
+    check_sets({"train": (train_features, train_labels), "test": (test_features, test_labels)}, None)
+    entries = []
+    for fraction in checked_grid(fractions, "fractions"):
+        subsets = [low_shot_indices(train_labels, fraction, seed) for seed in seeds]
+        probes = [
+            linear_probe(
+                train_features[subset], train_labels[subset], test_features, test_labels, seed=seed, **settings
+            )
+            for subset, seed in zip(subsets, seeds, strict=True)
+        ]
+        entries.append(_low_shot_fraction(fraction, len(subsets[0]), seeds, probes))
+    return LowShotResult(tuple(entries))
+
+
+def _low_shot_fraction(
+    fraction: float, num_labels: int, seeds: Sequence[int], probes: Sequence[LinearProbeResult]
+) -> LowShotFraction:
+    accuracies = tuple(probe.test_accuracy for probe in probes)
+    return LowShotFraction(
+        fraction=fraction,
+        num_labels=num_labels,
+        seeds=tuple(seeds),
+        accuracies=accuracies,
+        weight_decays=tuple(probe.weight_decay for probe in probes),
+        mean=statistics.fmean(accuracies),
+        std=statistics.stdev(accuracies) if len(accuracies) > 1 else None,
     )
 
 
@@ -164,13 +314,13 @@ class _Problem:
 
     def __init__(self, features: Tensor, targets: Tensor, num_classes: int) -> None:
         self.targets, self.num_classes = targets, num_classes
-        self.mean, self.scale = _moments(features)
+        self.mean, self.scale = moments(features)
         inputs = (features - self.mean) / self.scale
         self.variances, self.axes = torch.linalg.eigh(inputs.T @ inputs / len(inputs))
         self.inputs = inputs @ self.axes
 
-    def predict(self, fit: _Fit, features: Tensor) -> Tensor:
-        return F.linear((features - self.mean) / self.scale, fit.weight, fit.bias).argmax(dim=1)
+    def scores(self, fit: _Fit, features: Tensor) -> Tensor:
+        return F.linear((features - self.mean) / self.scale, fit.weight, fit.bias)
 
     def fit(self, weight_decay: float, max_iter: int, tolerance: float, start: _Fit | None) -> _Fit:
         scales = self._scales(weight_decay)
@@ -230,7 +380,7 @@ class _Problem:
         return loss, torch.cat([weight_gradient, residual.sum(dim=0)[:, None]], dim=1) * scales
 
 
-def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
+def moments(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (divisor n) of each column, with 1 for columns constant up to rounding."""
     exact = features.double()
     mean, std = exact.mean(dim=0), exact.std(dim=0, correction=0)
@@ -239,65 +389,63 @@ def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
     return mean.to(features.dtype), std.to(features.dtype)
 
 
-def _validation_mask(targets: Tensor, fraction: float, seed: int) -> Tensor:
-    """Boolean ``(n,)`` mask of the validation samples: systematic sampling of the shuffled, class-sorted set.
+def class_targets(labels: Tensor, held_out: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct labels, ascending, and every sample's position among them.
 
-    Every class gives the floor or the ceiling of ``fraction`` times its size, less one if its first sample is drawn.
+    Args:
+        labels: ``(n,)`` integer labels of train and validation samples.
+        held_out: ``(n,)`` boolean mask of the validation samples.
+
+    Raises:
+        ValueError: there are fewer than two classes, or the validation samples have one that the others lack.
     """
-    generator = torch.Generator().manual_seed(seed)
-    labels = targets.cpu()
-    order = torch.randperm(len(labels), generator=generator)
-    order = order[labels[order].argsort(stable=True)]
-    offset = torch.rand((), dtype=torch.float64, generator=generator)
-    steps = torch.floor(torch.arange(len(labels) + 1, dtype=torch.float64) * fraction + offset)
-    first_of_class = torch.ones(len(labels), dtype=torch.bool)
-    first_of_class[1:] = labels[order[1:]] != labels[order[:-1]]
-    mask = torch.zeros(len(labels), dtype=torch.bool)
-    mask[order] = (steps.diff() > 0) & ~first_of_class
-    if not bool(mask.any()):
-        raise ValueError(
-            f"validation_fraction {fraction} of {len(labels)} train samples leaves no validation sample, but at least "
-            "one is expected beyond the one per class that is kept for fitting. Raise it or pass more samples."
-        )
-    return mask.to(targets.device)
+    classes = labels[~held_out].unique()
+    check_several_classes(classes)
+    advice = "Drop those samples or add some of these classes to the train set."
+    check_known_classes(labels[held_out], classes, "validation_labels", advice)
+    return classes, torch.searchsorted(classes, labels)
 
 
-def _accuracy(predictions: Tensor, labels: Tensor) -> float:
+def accuracy(predictions: Tensor, labels: Tensor) -> float:
+    """Share of equal entries of two ``(m,)`` tensors."""
     return (predictions == labels).double().mean().item()
+
+
+def top_k_accuracy(scores: Tensor, classes: Tensor, labels: Tensor, k: int) -> float:
+    """Share of samples whose label is among the k best-scored classes.
+
+    Args:
+        scores: ``(m, C)``, higher is better.
+        classes: ``(C,)`` the label of every column.
+        labels: ``(m,)``.
+        k: >= 1; C where C is smaller.
+    """
+    best = classes[scores.topk(min(k, scores.shape[1]), dim=1).indices]
+    return (best == labels[:, None]).any(dim=1).double().mean().item()
+
+
+def class_accuracies(predictions: Tensor, labels: Tensor) -> dict[int, float]:
+    """Of every class among ``(m,)`` labels, the share of its samples that is predicted correctly."""
+    present, positions, sizes = labels.unique(return_inverse=True, return_counts=True)
+    hits = torch.zeros(len(present), dtype=torch.float64, device=labels.device)
+    hits.index_add_(0, positions, (predictions == labels).double())
+    return dict(zip(present.tolist(), (hits / sizes).tolist(), strict=True))
+
+
+def balanced_accuracy(predictions: Tensor, labels: Tensor) -> float:
+    """Mean of :func:`class_accuracies`: accuracy with every class of the labels weighing the same."""
+    shares = class_accuracies(predictions, labels).values()
+    return math.fsum(shares) / len(shares)
 
 
 def _check_settings(
     weight_decays: Sequence[float], validation_fraction: float, max_iter: int, tolerance: float, dtype: torch.dtype
 ) -> list[float]:
     """Check the settings and return the grid without repetitions, strongest first."""
-    if len(weight_decays) == 0:
-        raise ValueError("weight_decays is empty, but at least one value is expected. Pass a grid of positive values.")
-    for weight_decay in weight_decays:
-        check_positive(weight_decay, "weight_decay")
-        if math.isinf(weight_decay):
-            raise ValueError("weight_decays holds infinity, but finite values are expected. Remove it from the grid.")
-    if not 0 < validation_fraction < 1:
-        raise ValueError(
-            f"validation_fraction is {validation_fraction}, but a value strictly between 0 and 1 is expected. "
-            "Pass 0.1 to choose the weight decay on a tenth of the train set."
-        )
+    grid = checked_grid(weight_decays, "weight_decays")
+    check_open_fraction(validation_fraction, "validation_fraction")
     check_positive(max_iter, "max_iter")
     check_positive(tolerance, "tolerance")
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"dtype is {dtype}, but torch.float32 or torch.float64 is expected. Pass one of them.")
-    return sorted({float(weight_decay) for weight_decay in weight_decays}, reverse=True)
-
-
-def _check_classes(classes: Tensor, test_labels: Tensor, allow_unseen_classes: bool) -> None:
-    if len(classes) < 2:
-        raise ValueError(
-            f"train_labels holds only the class {int(classes[0])}, but at least two classes are expected. "
-            "Check how the train set was drawn."
-        )
-    unseen = test_labels[~torch.isin(test_labels, classes)].unique().tolist()
-    if unseen and not allow_unseen_classes:
-        raise ValueError(
-            f"test_labels holds the classes {unseen}, which train_labels lacks, but every test class is expected in "
-            "the train set. Draw the train set from all classes, or pass allow_unseen_classes=True to count those "
-            "test samples as errors."
-        )
+    return grid[::-1]

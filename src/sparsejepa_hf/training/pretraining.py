@@ -45,12 +45,12 @@ def pretrain(
     Raises:
         ValueError: if options do not fit together, or `output_dir` holds checkpoints of another run.
     """
-    _refuse_other_checkpoints(training_arguments)
+    refuse_other_checkpoints(training_arguments)
     # Before anything runs: what is committed meanwhile did not.
     origin = provenance()
     set_seed(training_arguments.seed)
     config = model_arguments.build_config()
-    side = _square_side(config)
+    side = square_side(config)
     data = RunData(data_arguments, training_arguments, side)
     trainer = SparseJEPATrainer(
         model=SparseJEPAForPreTraining(config),
@@ -89,7 +89,7 @@ def pretrain(
     return results
 
 
-def _refuse_other_checkpoints(arguments: SparseJEPATrainingArguments) -> None:
+def refuse_other_checkpoints(arguments: SparseJEPATrainingArguments) -> None:
     """A later resume would take the newest checkpoint, whichever run it is from."""
     found = sorted(Path(arguments.output_dir).glob("checkpoint-*"))
     if found and not arguments.resume_from_checkpoint and arguments.process_index == 0:
@@ -99,7 +99,7 @@ def _refuse_other_checkpoints(arguments: SparseJEPATrainingArguments) -> None:
         )
 
 
-def _square_side(config: SparseJEPAConfig) -> int:
+def square_side(config: SparseJEPAConfig) -> int:
     height, width = config.image_sides
     if height != width or config.num_channels != 3:
         raise ValueError(
@@ -199,8 +199,8 @@ def _spread(dataset: datasets.Dataset, limit: int) -> datasets.Dataset:
     return dataset.select(range(0, len(dataset), max(1, len(dataset) // limit)))
 
 
-def write_options(output_dir: str, *options: Any) -> None:
-    """Writes every option as it was resolved into `pretraining_options.yaml`, which runs again as it stands."""
+def resolved_options(*options: Any) -> dict[str, Any]:
+    """Every option as it was resolved, in one mapping that runs again as it stands."""
     resolved: dict[str, Any] = {}
     for option in options:
         values = option.to_dict() if hasattr(option, "to_dict") else dataclasses.asdict(option)
@@ -209,10 +209,13 @@ def write_options(output_dir: str, *options: Any) -> None:
         resolved |= {k: v for k, v in values.items() if k in defaults and not (v is None and defaults[k] is None)}
     # What the launcher sets (`accelerate config`) is left to it; secrets are not written; a rerun starts afresh.
     left_out = ("accelerator_config", "fsdp_config", "fsdp", "parallelism_config", "resume_from_checkpoint")
-    for name in [name for name in resolved if name in left_out or name.endswith("_token")]:
-        del resolved[name]
+    return {name: v for name, v in resolved.items() if name not in left_out and not name.endswith("_token")}
+
+
+def write_options(output_dir: str, *options: Any) -> None:
+    """Writes [`resolved_options`] into `pretraining_options.yaml`."""
     Path(output_dir).mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(resolved, sort_keys=False)
+    text = yaml.safe_dump(resolved_options(*options), sort_keys=False)
     (Path(output_dir) / "pretraining_options.yaml").write_text(text, encoding="utf-8")
 
 

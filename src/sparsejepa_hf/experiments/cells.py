@@ -1,0 +1,320 @@
+# Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
+"""One cell of a table: frozen features of one encoder, probed on one data set; a finished cell is kept as a file."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers.utils import logging
+
+from ..data.images import UndecodableImageError, to_rgb
+from ..evaluation import (
+    Benchmark,
+    FeatureSet,
+    VisionEncoder,
+    alpha_req,
+    count_probe,
+    duplicate_rows,
+    extract_feature_set,
+    feature_sparsity,
+    image_hashes,
+    knn_grid,
+    linear_probe,
+    linear_probe_grid,
+    load_benchmark,
+    low_shot_probe,
+    provenance,
+    rankme,
+)
+from ..evaluation.knn import DEFAULT_KS
+
+
+logger = logging.get_logger(__name__)
+
+PIXELS = "pixels"
+# Each weight decay starts from the one before, so few iterations do; pixels have thousands of dimensions.
+_LOGISTIC: dict[str, Any] = {"weight_decays": (1e-1, 1e-2, 1e-3, 1e-4, 1e-5), "max_iter": 100}
+_PIXEL_LOGISTIC: dict[str, Any] = {"weight_decays": (1e-1, 1e-2, 1e-3, 1e-4), "max_iter": 40}
+# What may go wrong in one cell without ending the others.
+CELL_ERRORS = (ValueError, TypeError, RuntimeError, OSError, KeyError, ArithmeticError)
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """How every cell is probed; the same for all encoders.
+
+    Attributes:
+        feature_kinds: tried by the linear probe, which chooses on the validation part; kNN, logistic regression and
+            low-shot probes take the first.
+        probe: `"grid"` (SGD over learning rates, weight decays and kinds) or `"logistic"` (L-BFGS over weight decays
+            and kinds).
+        epochs: of the grid.
+        low_shot: shares of the labels, each in (0, 1).
+        knn: whether to measure kNN.
+        validation_fraction: share of the training set that hyper-parameters are chosen on.
+        exclude_duplicates: leave out test images whose pixels also occur in train.
+        max_train_examples: a random subset of the training set; None for all.
+        seed: of splits, subsets and batches; the same for all encoders, so that differences are paired.
+        batch_size: images of a forward pass.
+        mixed_precision: of the forward pass: `"no"`, `"bf16"` or `"fp16"`.
+        device: of encoder and probes; None for the CPU.
+    """
+
+    feature_kinds: tuple[str, ...] = ("last/mean", "last4/mean")
+    probe: str = "grid"
+    epochs: int = 20
+    low_shot: tuple[float, ...] = (0.01, 0.1)
+    knn: bool = True
+    validation_fraction: float = 0.1
+    exclude_duplicates: bool = True
+    max_train_examples: int | None = None
+    seed: int = 0
+    batch_size: int = 512
+    mixed_precision: str = "no"
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.probe not in ("grid", "logistic"):
+            raise ValueError(f"probe is {self.probe!r}; expected 'grid' or 'logistic'.")
+        if not self.feature_kinds:
+            raise ValueError("feature_kinds is empty; expected at least one, such as 'last/mean'.")
+        if not all(0 < fraction < 1 for fraction in self.low_shot):
+            raise ValueError(f"low_shot is {self.low_shot}; expected shares above 0 and below 1.")
+
+
+class Cells:
+    """Probes encoders on data sets.
+
+    Args:
+        folder: keeps features and finished cells; an interrupted table goes on from there.
+        settings: of all cells.
+        progress: show progress bars.
+        accelerator: extracts features on all its processes; the main one alone probes.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        settings: ProbeSettings,
+        progress: bool = True,
+        accelerator: Accelerator | None = None,
+    ):
+        self.folder, self.settings, self._progress = Path(folder), settings, progress
+        self._accelerator = accelerator
+        # Not on an instance method: the cache must not outlive the object.
+        self._load = lru_cache(maxsize=4)(self._load_split)
+        self._duplicates = lru_cache(maxsize=None)(self._find_duplicates)
+
+    def measure(self, make_encoder: Callable[[], VisionEncoder], benchmark: Benchmark) -> dict[str, Any]:
+        """A cell's figures, or `{"failed": why}`; nothing, `{}`, in a process that is not the main one."""
+        try:
+            encoder = make_encoder()
+            train, test = (self._features(encoder, benchmark, split) for split in ("train", "test"))
+            if self._accelerator is not None and not self._accelerator.is_main_process:
+                return {}
+            path = self.folder / "cells" / f"{self._key(train, test, benchmark)}.json"
+            if path.is_file():
+                return json.loads(path.read_text(encoding="utf-8"))
+            figures = self._probe(train, test, benchmark, encoder)
+        except CELL_ERRORS as error:
+            logger.warning(f"The cell of {benchmark.name} failed: {error}")
+            return {"failed": f"{type(error).__name__}: {error}"}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(figures), encoding="utf-8")
+        partial.replace(path)
+        return figures
+
+    def describe(self, benchmark: Benchmark) -> dict[str, Any]:
+        """What a results file says of a data set."""
+        about = {"task": benchmark.task, "stands_for": benchmark.stands_for, "caveat": benchmark.caveat}
+        try:
+            sizes = [len(self._load(benchmark, split)) for split in ("train", "test")]
+            excluded = len(self._duplicates(benchmark)) if self.settings.exclude_duplicates else 0
+        except CELL_ERRORS as error:
+            return {**about, "num_train": 0, "num_test": 0, "failed": f"{type(error).__name__}: {error}"}
+        return {**about, "num_train": sizes[0], "num_test": sizes[1], "num_excluded": excluded}
+
+    def _load_split(self, benchmark: Benchmark, split: str) -> datasets.Dataset:
+        limit = self.settings.max_train_examples if split == "train" else None
+        return load_benchmark(benchmark, split, max_examples=limit, seed=self.settings.seed)
+
+    def _find_duplicates(self, benchmark: Benchmark) -> Tensor:
+        """Rows of the test split whose exact pixels also occur in train."""
+        return duplicate_rows(*(_pixel_hashes(self._load(benchmark, split)) for split in ("train", "test")))
+
+    def _features(self, encoder: VisionEncoder, benchmark: Benchmark, split: str) -> FeatureSet:
+        settings = self.settings
+        features = extract_feature_set(
+            encoder,
+            self._load(benchmark, split),
+            kinds=(PIXELS,) if PIXELS in encoder.kinds else settings.feature_kinds,
+            batch_size=settings.batch_size,
+            mixed_precision=settings.mixed_precision,
+            accelerator=self._accelerator,
+            cache_dir=self.folder / "features",
+            progress=self._progress,
+        )
+        features.require_labels()
+        return features
+
+    def _key(self, train: FeatureSet, test: FeatureSet, benchmark: Benchmark) -> str:
+        described = [train.key, test.key, benchmark.task, asdict(self.settings)]
+        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
+
+    def _probe(
+        self, train: FeatureSet, test: FeatureSet, benchmark: Benchmark, encoder: VisionEncoder
+    ) -> dict[str, Any]:
+        start = time.perf_counter()
+        if self.settings.exclude_duplicates:
+            kept = ~torch.isin(test.rows, self._duplicates(benchmark))
+        else:
+            kept = torch.ones(len(test), dtype=torch.bool)
+        device = self.settings.device
+        data = _Data(
+            train={kind: train[kind].to(device) for kind in train},
+            train_labels=train.require_labels().to(device),
+            test={kind: test[kind][kept].to(device) for kind in test},
+            test_labels=test.require_labels()[kept].to(device),
+        )
+        measure = self._count if benchmark.task == "count" else self._classify
+        figures = measure(data) | _diagnostics(data.test[data.first])
+        figures |= {"num_train": len(data.train_labels), "num_test": len(data.test_labels)}
+        figures |= {"seconds": time.perf_counter() - start, "provenance": provenance(), "encoder": encoder.fingerprint}
+        return figures
+
+    def _classify(self, data: "_Data") -> dict[str, Any]:
+        settings = self.settings
+        logistic = {kind: self._logistic(data, kind) for kind in self._logistic_kinds(data)}
+        figures: dict[str, Any] = {"logistic_accuracy": logistic[data.first].test_accuracy}
+        if settings.probe == "grid" and data.first != PIXELS:
+            probe = linear_probe_grid(
+                data.train,
+                data.train_labels,
+                data.test,
+                data.test_labels,
+                epochs=settings.epochs,
+                seed=settings.seed,
+                validation_fraction=settings.validation_fraction,
+                progress=self._progress,
+            )
+            figures["chosen"] = probe.chosen.to_dict()
+        else:
+            best = max(logistic, key=lambda kind: logistic[kind].validation_accuracy)
+            probe = logistic[best]
+            figures["chosen"] = {"kind": best, "weight_decay": probe.weight_decay}
+        figures |= {
+            "accuracy": probe.test_accuracy,
+            "top5_accuracy": probe.test_top5_accuracy,
+            "balanced_accuracy": probe.test_balanced_accuracy,
+            "validation_accuracy": probe.validation_accuracy,
+            "at_grid_edge": probe.at_grid_edge,
+        }
+        if settings.knn:
+            figures |= self._knn(data)
+        return {**figures, **self._low_shot(data)}
+
+    def _knn(self, data: "_Data") -> dict[str, Any]:
+        fraction = self.settings.validation_fraction
+        # Small sets have fewer neighbours than the largest k of the grid.
+        most = max(1, int((1 - fraction) * len(data.train_labels)) - len(data.train_labels.unique()))
+        ks = [k for k in DEFAULT_KS if k <= most]
+        knn = knn_grid(*data.of(data.first), ks=ks, seed=self.settings.seed, validation_fraction=fraction)
+        return {"knn_accuracy": knn.test_accuracy, "knn_chosen": knn.to_dict()["chosen"]}
+
+    def _logistic_kinds(self, data: "_Data") -> Sequence[str]:
+        return [data.first] if self.settings.probe == "grid" else list(data.train)
+
+    def _logistic(self, data: "_Data", kind: str) -> Any:
+        settings = self.settings
+        extra = _PIXEL_LOGISTIC if kind == PIXELS else _LOGISTIC
+        return linear_probe(
+            *data.of(kind), seed=settings.seed, validation_fraction=settings.validation_fraction, **extra
+        )
+
+    def _low_shot(self, data: "_Data") -> dict[str, Any]:
+        """Few labels; a fraction that leaves too few of a class to choose on is left out, saying so."""
+        figures: dict[str, Any] = {}
+        extra = _PIXEL_LOGISTIC if data.first == PIXELS else _LOGISTIC
+        for fraction in self.settings.low_shot:
+            try:
+                result = low_shot_probe(*data.of(data.first), fractions=(fraction,), **extra)
+                (entry,) = result.to_dict()["fractions"]
+                figures |= {f"low_shot_{fraction:g}": entry["mean"], f"low_shot_{fraction:g}_std": entry["std"]}
+            except ValueError as error:
+                figures[f"low_shot_{fraction:g}_failed"] = str(error)
+        return figures
+
+    def _count(self, data: "_Data") -> dict[str, Any]:
+        settings = self.settings
+        probes = {
+            kind: count_probe(
+                *data.of(kind),
+                seed=settings.seed,
+                validation_fraction=settings.validation_fraction,
+                classification_weight_decays=(_PIXEL_LOGISTIC if kind == PIXELS else _LOGISTIC)["weight_decays"],
+            )
+            for kind in data.train
+        }
+        best = max(probes, key=lambda kind: probes[kind].classification.validation_accuracy)
+        classification, regression = probes[best].classification, probes[best].regression
+        figures: dict[str, Any] = {
+            "chosen": {"kind": best, "weight_decay": classification.weight_decay},
+            "logistic_accuracy": probes[data.first].classification.test_accuracy,
+            "accuracy": classification.test_accuracy,
+            "balanced_accuracy": classification.test_balanced_accuracy,
+            "validation_accuracy": classification.validation_accuracy,
+            "rounded_accuracy": probes[best].rounded_accuracy,
+            "r2": regression.test.r2,
+            "mae": regression.test.mae,
+        }
+        if settings.knn:
+            figures |= self._knn(data)
+        return figures
+
+
+def _diagnostics(features: Tensor) -> dict[str, Any]:
+    """What features (n, D) show without labels."""
+    return {
+        "rankme": float(rankme(features)),
+        "alpha_req": alpha_req(features).alpha if len(features) > 1 else None,
+        "hoyer": feature_sparsity(features).hoyer,
+    }
+
+
+def _pixel_hashes(dataset: datasets.Dataset) -> list[bytes]:
+    """A digest of every image's pixels; images that cannot be decoded equal none."""
+    digests = []
+    for row, image in enumerate(dataset.cast_column("image", datasets.Image(decode=False))["image"]):
+        try:
+            digests += image_hashes(np.asarray(to_rgb(image))[None])
+        except UndecodableImageError:
+            digests.append(f"{id(dataset)} {row}".encode())
+    return digests
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Features by kind, and labels, of both splits."""
+
+    train: dict[str, Tensor]
+    train_labels: Tensor
+    test: dict[str, Tensor]
+    test_labels: Tensor
+
+    @property
+    def first(self) -> str:
+        return next(iter(self.train))
+
+    def of(self, kind: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.train[kind], self.train_labels, self.test[kind], self.test_labels

@@ -1,0 +1,121 @@
+# Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
+"""The table says what the cells say: means, spreads, verdicts, failures, and the paper's rows under its own names."""
+
+import pytest
+
+from sparsejepa_hf.experiments.paper_table import (
+    PAPER,
+    accuracy_table,
+    difference,
+    failures,
+    plot,
+    render,
+    transfer_sentences,
+    verdict_table,
+)
+
+
+def make_record(gain=0.02, spread=0.001):
+    """Two data sets, three seeds; SparseJEPA is better by `gain` on cifar100 and worse by it on mine."""
+    cells = [
+        {"benchmark": name, "method": "raw pixels", "seed": None, "accuracy": 0.1} for name in ("cifar100", "mine")
+    ]
+    for seed in range(3):
+        noise = spread * (seed - 1)
+        for name, sign in (("cifar100", 1), ("mine", -1)):
+            values = {
+                "untrained": 0.15,
+                "I-JEPA": 0.2 + 0.01 * seed,
+                "SparseJEPA": 0.2 + 0.01 * seed + sign * gain + noise,
+            }
+            cells += [
+                {"benchmark": name, "method": method, "seed": seed, "accuracy": value, "knn_accuracy": value / 2}
+                for method, value in values.items()
+            ]
+    last = {"prediction_loss": 0.08, "rankme": 38.0}
+    runs = [
+        {"method": method, "seed": seed, "last": last, "train_seconds": 60.0}
+        for method in ("I-JEPA", "SparseJEPA")
+        for seed in range(3)
+    ]
+    return {
+        "methods": ["raw pixels", "untrained", "I-JEPA", "SparseJEPA"],
+        "benchmarks": {
+            "cifar100": {"num_train": 50_000, "num_test": 9_990, "num_excluded": 10},
+            "mine": {"num_train": 100, "num_test": 50, "stands_for": "inat2018", "caveat": "Small."},
+        },
+        "runs": runs,
+        "cells": cells,
+        "in_domain": "cifar100",
+        "out_of_domain": ["mine"],
+    }
+
+
+def row_of(text, name):
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {name} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_rows_are_means_and_standard_deviations_over_the_seeds():
+    text = accuracy_table(make_record(spread=0.0))
+    assert row_of(text, "I-JEPA")[1:] == ["21.0 ± 1.0", "21.0 ± 1.0"]
+    assert row_of(text, "SparseJEPA")[1:] == ["23.0 ± 1.0", "19.0 ± 1.0"]
+    assert row_of(text, "raw pixels")[1:] == ["10.0", "10.0"]
+
+
+def test_the_papers_figures_stand_under_the_papers_data_sets_alone():
+    text = accuracy_table(make_record())
+    assert row_of(text, "SparseJEPA (paper)")[1:] == ["45.4", "–"]
+    assert not any(name in accuracy_table(make_record(), "knn_accuracy") for name in PAPER)
+
+
+def test_differences_are_paired_by_seed():
+    """The seeds differ by 1 point, the gains by a tenth of that: only paired is the gain beyond the spread."""
+    found = difference(make_record(), "cifar100", "SparseJEPA")
+    assert found.mean == pytest.approx(0.02) and found.std == pytest.approx(0.001)
+    text = verdict_table(make_record())
+    lines = text.splitlines()
+    assert "better by 2.0 points" in lines[2] and "| yes |" in lines[2]
+    assert "worse by 2.0 points" in lines[3]
+
+
+def test_a_gain_within_the_seeds_spread_is_no_difference():
+    text = verdict_table(make_record(gain=0.001, spread=0.01))
+    assert "no difference shown" in text and "| no |" in text and "better" not in text
+
+
+def test_a_seed_that_failed_leaves_the_others_and_is_reported():
+    record = make_record()
+    record["cells"][-1] = {"benchmark": "mine", "method": "SparseJEPA", "seed": 2, "failed": "ValueError: no labels"}
+    record["runs"][-1] = {"method": "SparseJEPA", "seed": 2, "failed": "exit status 1"}
+    assert row_of(accuracy_table(record), "SparseJEPA")[2].endswith("(1 failed)")
+    assert difference(record, "mine", "SparseJEPA").n == 2
+    assert failures(record) == [
+        "- SparseJEPA, seed 2: exit status 1",
+        "- SparseJEPA, seed 2, `mine`: ValueError: no labels",
+    ]
+    assert "**Failed**" in render(record) and "**Failed**" not in render(make_record())
+
+
+def test_a_method_with_no_finished_seed_is_not_measured():
+    record = make_record()
+    record["cells"] = [c for c in record["cells"] if (c["method"], c["benchmark"]) != ("SparseJEPA", "mine")]
+    assert "not measured" in verdict_table(record).splitlines()[3]
+
+
+def test_the_transfer_sentence_compares_the_gain_in_and_outside_the_domain():
+    (sentence,) = transfer_sentences(make_record())
+    assert sentence.startswith("SparseJEPA, cifar100 → mine: the gain turns into a loss")
+    assert transfer_sentences({**make_record(), "in_domain": None}) == []
+
+
+def test_the_report_says_what_a_stand_in_is_not_and_what_was_left_out():
+    text = render(make_record())
+    assert "`mine`, in place of inat2018: 100 training and 50 test images. Small." in text
+    assert "10 test images that also occur in train are left out" in text
+    assert "kNN" in text
+
+
+def test_the_plot_is_drawn(tmp_path):
+    plot(make_record(), tmp_path / "table.png")
+    assert (tmp_path / "table.png").stat().st_size > 10_000

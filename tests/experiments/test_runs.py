@@ -1,0 +1,121 @@
+# Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
+"""Runs are made once, taken up again, told apart by their options, and fail alone."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sparsejepa_hf.experiments import IJEPA, IJEPA_OPTIONS, SPARSEJEPA, PreTrainingFailed, Run, Runs
+
+
+PRETRAIN = Path(__file__).parents[2] / "examples" / "pretrain.py"
+RECIPE = {
+    "dataset": "synthetic-scenes",
+    "image_size": 16,
+    "patch_size": 4,
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "predictor_hidden_size": 16,
+    "predictor_num_hidden_layers": 1,
+    "predictor_num_attention_heads": 2,
+    "sparsity_weight": 0.1,
+    "kl_weight": 1.0e-3,
+    "max_train_examples": 32,
+    "max_steps": 2,
+    "per_device_train_batch_size": 8,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "use_cpu": True,
+    "report_to": "none",
+}
+# Stands in for a run: writes what a run writes, with the loss and the failure that its seed asks for.
+FAKE = """
+import json, pathlib, sys
+from sparsejepa_hf.training.command_line import parse_options
+from sparsejepa_hf.training.pretraining import OPTION_TYPES, write_options
+options = parse_options(OPTION_TYPES)
+folder = pathlib.Path(options[2].output_dir)
+with (folder / "starts").open("a") as starts:
+    starts.write("x" + ("r" if options[2].resume_from_checkpoint else ""))
+write_options(str(folder), *options)
+if options[2].seed == 13:
+    sys.exit("thirteen is unlucky")
+(folder / "trainer_state.json").write_text(json.dumps({"log_history": [{"rankme": 1.0}, {"rankme": options[2].seed}]}))
+results = {"provenance": {}, "train_metrics": {"train_runtime": 1.5}, "num_train_examples": 32}
+(folder / "pretraining_results.json").write_text(json.dumps(results))
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(RECIPE))
+    return path
+
+
+@pytest.fixture
+def make_runs(tmp_path, recipe):
+    script = tmp_path / "fake.py"
+    script.write_text(FAKE)
+    return lambda **options: Runs(recipe, [sys.executable, str(script)], tmp_path / "runs", **options)
+
+
+def starts(folder):
+    return (folder / "starts").read_text()
+
+
+def test_a_finished_run_is_taken_as_it_is_and_other_options_are_another_run(make_runs, tmp_path):
+    first, second = Run(SPARSEJEPA, 3, {}), Run(SPARSEJEPA, 3, {"sparsity_weight": 0.2})
+    (record,) = make_runs().make([first])
+    assert record.last == {"rankme": 3}
+    again, other = make_runs().make([first, second])
+    assert again.checkpoint == record.checkpoint and starts(record.checkpoint) == "x"
+    assert other.checkpoint != record.checkpoint
+    assert other.options["sparsity_weight"] == 0.2 and record.options["sparsity_weight"] == 0.1
+
+
+def test_how_a_run_reports_does_not_make_it_another_run(make_runs):
+    (record,) = make_runs().make([Run(SPARSEJEPA, 3, {})])
+    (again,) = make_runs(options={"logging_steps": 7, "knn_steps": 0}).make([Run("any name", 3, {})])
+    assert again.checkpoint == record.checkpoint
+
+
+def test_a_run_that_fails_says_why_and_leaves_the_others_alone(make_runs, hear_warnings):
+    failed, fine = make_runs(jobs=2).make([Run(SPARSEJEPA, 13, {}), Run(SPARSEJEPA, 14, {})])
+    assert isinstance(failed, PreTrainingFailed) and "thirteen is unlucky" in str(failed)
+    assert fine.last == {"rankme": 14}
+    assert "SparseJEPA, seed 13 failed" in hear_warnings.text
+
+
+def test_an_interrupted_run_goes_on_in_its_folder_from_its_checkpoint(make_runs):
+    run = Run(SPARSEJEPA, 3, {})
+    (record,) = make_runs().make([run])
+    (record.checkpoint / "pretraining_results.json").unlink()
+    (record.checkpoint / "checkpoint-1").mkdir()
+    (again,) = make_runs().make([run])
+    assert again.checkpoint == record.checkpoint and starts(record.checkpoint) == "xxr"
+
+
+def test_impossible_options_are_refused_before_anything_runs(make_runs, tmp_path):
+    runs = [Run(SPARSEJEPA, 0, {}), Run(SPARSEJEPA, 0, {"num_groups": 5})]
+    with pytest.raises(ValueError, match="does not divide"):
+        make_runs().make(runs)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_record_says_nothing_of_the_machine_s_folders(make_runs, tmp_path):
+    (record,) = make_runs().make([Run(SPARSEJEPA, 3, {})])
+    assert str(tmp_path) not in json.dumps(record.to_dict())
+
+
+def test_a_real_pair_of_runs(recipe, tmp_path):
+    runs = Runs(recipe, [sys.executable, str(PRETRAIN)], tmp_path / "runs", threads=1)
+    ijepa, sparse = runs.make([Run(IJEPA, 1, IJEPA_OPTIONS), Run(SPARSEJEPA, 1, {})])
+    assert (ijepa.checkpoint / "model.safetensors").exists()
+    assert "zero_columns" in sparse.last and "zero_columns" not in ijepa.last
+    assert sparse.options["seed"] == 1 and sparse.provenance["machine"]["torch_threads"] == 1
