@@ -57,9 +57,9 @@ def main() -> None:
 def measure(own: Any, options: dict[str, Any]) -> dict[str, Any]:
     """All points of all axes, and the variants."""
     runs = make_runs(own, options, Path(__file__).with_name("pretrain.py"))
-    config = runs.config(Run(SPARSEJEPA, own.seeds[0], {}))
+    recipe = Run(SPARSEJEPA, own.seeds[0], {})
     axes = {name: [parse_value(value) for value in values] for name, *values in own.axis or DEFAULT_AXES}
-    base = {name: getattr(config, name) for name in axes}
+    base = {name: runs.value(recipe, name) for name in axes}
     points = [{name: value} for name, values in axes.items() for value in values if value != base[name]]
     variants = [parse_changes(text) for text in own.variant]
     methods = {IJEPA: IJEPA_OPTIONS, SPARSEJEPA: {}} | {point_name(point): point for point in [*points, *variants]}

@@ -9,8 +9,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from collections.abc import Callable  # noqa: E402
+import contextlib  # noqa: E402
+import runpy  # noqa: E402
+import subprocess  # noqa: E402
+import sys  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
+from types import SimpleNamespace  # noqa: E402
 from typing import Any  # noqa: E402
 
 import hypothesis  # noqa: E402
@@ -143,3 +148,23 @@ def hear_warnings(monkeypatch, caplog):
     transformers.logging.set_verbosity_warning()
     yield caplog
     transformers.logging.set_verbosity(previous)
+
+
+@pytest.fixture(scope="module")
+def runs_in_process() -> Iterator[None]:
+    """Pre-training processes of experiments run inside this one: starting Python takes longer than training here."""
+
+    def run(command, stdout, stderr, env):
+        script, *flags = command[1:]
+        patch.setattr(sys, "argv", [script, *flags])
+        try:
+            with contextlib.redirect_stdout(stdout):
+                runpy.run_path(script, run_name="__main__")
+        except Exception as error:
+            stdout.write(f"{type(error).__name__}: {error}\n")
+            return subprocess.CompletedProcess(command, 1)
+        return subprocess.CompletedProcess(command, 0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sparsejepa_hf.experiments.runs.subprocess", SimpleNamespace(run=run, STDOUT=subprocess.STDOUT))
+        yield

@@ -303,3 +303,14 @@ def test_refuses_a_train_set_too_small_to_split():
     features, labels = torch.eye(4), torch.arange(4)
     with pytest.raises(ValueError, match="leaves no validation sample"):
         linear_probe(features, labels, features, labels)
+
+
+def test_fewer_samples_than_dimensions_have_the_same_solution():
+    """The optimality conditions hold in all D dimensions, though the fit sees only the space of the samples."""
+    train, labels, test, test_labels = _problem(num_classes=3, dim=60, n=30)
+    result = linear_probe(train, labels, test, test_labels, weight_decays=[1e-2], **EXACT)
+    inputs = (train - result.mean) / result.scale
+    weight, bias = result.weight.clone().requires_grad_(), result.bias.clone().requires_grad_()
+    loss = torch.nn.functional.cross_entropy(inputs @ weight.T + bias, labels) + 1e-2 / 2 * weight.square().sum()
+    for gradient in torch.autograd.grad(loss, (weight, bias)):
+        torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-7)

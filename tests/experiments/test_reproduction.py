@@ -67,14 +67,17 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def table(images, tmp_path_factory):
+def table(images, tmp_path_factory, runs_in_process):
     """The record of a table of two methods, and what made it."""
     folder = tmp_path_factory.mktemp("table")
     recipe = folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(RECIPE | {"dataset": str(images)}))
     runs = Runs(recipe, [sys.executable, str(PRETRAIN)], folder / "runs", threads=1)
     arguments = (runs, METHODS, [3], [f"mine={images}", "nothing=/no/such/folder"])
-    measure = lambda: reproduce(*arguments, Cells(folder, SETTINGS, progress=False), progress=False)  # noqa: E731
+
+    def measure():
+        return reproduce(*arguments, Cells(folder, SETTINGS, progress=False), progress=False)
+
     return measure(), measure, folder
 
 

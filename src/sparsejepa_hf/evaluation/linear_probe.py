@@ -316,7 +316,7 @@ class _Problem:
         self.targets, self.num_classes = targets, num_classes
         self.mean, self.scale = moments(features)
         inputs = (features - self.mean) / self.scale
-        self.variances, self.axes = torch.linalg.eigh(inputs.T @ inputs / len(inputs))
+        self.variances, self.axes = principal_axes(inputs)
         self.inputs = inputs @ self.axes
 
     def scores(self, fit: _Fit, features: Tensor) -> Tensor:
@@ -378,6 +378,15 @@ class _Problem:
         residual /= len(residual)
         weight_gradient = residual.T @ self.inputs + weight_decay * weight
         return loss, torch.cat([weight_gradient, residual.sum(dim=0)[:, None]], dim=1) * scales
+
+
+def principal_axes(inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Variances ``(r,)`` and axes ``(D, r)`` of centred inputs ``(n, D)``, r = min(n, D): a ridge solution has no part
+    outside the space that the samples span, so few samples of many dimensions are solved in few."""
+    if len(inputs) >= inputs.shape[1]:
+        return tuple(torch.linalg.eigh(inputs.T @ inputs / len(inputs)))
+    _, singular_values, axes = torch.linalg.svd(inputs, full_matrices=False)
+    return singular_values.square() / len(inputs), axes.T
 
 
 def moments(features: Tensor) -> tuple[Tensor, Tensor]:

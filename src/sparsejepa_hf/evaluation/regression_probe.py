@@ -19,7 +19,7 @@ from ._checks import (
     checked_grid,
     non_finite_rows,
 )
-from .linear_probe import LinearProbeResult, accuracy, linear_probe, moments
+from .linear_probe import LinearProbeResult, accuracy, linear_probe, moments, principal_axes
 from .splits import validation_mask
 
 
@@ -258,7 +258,7 @@ class _Ridge:
         self.mean, self.scale = moments(features)
         self.bias = targets.mean(dim=0)
         inputs = (features - self.mean) / self.scale
-        self.variances, self.axes = torch.linalg.eigh(inputs.T @ inputs / len(inputs))
+        self.variances, self.axes = principal_axes(inputs)
         self.products = self.axes.T @ (inputs.T @ (targets - self.bias) / len(inputs))
 
     def weight(self, weight_decay: float) -> Tensor:

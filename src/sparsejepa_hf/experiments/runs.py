@@ -13,7 +13,6 @@ from typing import Any
 import yaml
 from transformers.utils import logging
 
-from ..configuration_sparsejepa import SparseJEPAConfig
 from ..training.command_line import parse_options
 from ..training.pretraining import OPTION_TYPES, resolved_options
 
@@ -139,9 +138,17 @@ class Runs:
         options[0].build_config()
         return resolved_options(*options)
 
-    def config(self, run: Run) -> SparseJEPAConfig:
-        """The model that a run would train."""
-        return self._parse(run)[0].build_config()
+    def value(self, run: Run, option: str) -> Any:
+        """What a run would take for an option, of the model or of its training.
+
+        Raises:
+            ValueError: if there is no such option.
+        """
+        model, *others = self._parse(run)
+        holders = [holder for holder in (model.build_config(), *others) if hasattr(holder, option)]
+        if not holders:
+            raise ValueError(f"There is no option {option!r}; expected one of examples/pretrain.py.")
+        return getattr(holders[0], option)
 
     def _parse(self, run: Run) -> tuple[Any, ...]:
         return parse_options(OPTION_TYPES, [str(self.recipe), *self._flags(run), "--output_dir", str(self.folder)])
