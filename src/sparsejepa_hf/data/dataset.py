@@ -68,7 +68,7 @@ class ImageDataset(torch.utils.data.Dataset):
         if len(dataset) == 0:
             raise ValueError("The data set given is empty; expected at least one image.")
         self.image_size = image_size
-        self._source = _undecoded(dataset)
+        self._source = undecoded(dataset)
         self._tally = _Tally(max_bad_fraction)
         self.has_labels = "label" in self._source.column_names
         self.pixel_values: Tensor | None = None
@@ -112,7 +112,7 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def _decode_or_next(self, index: int, image: Any, label: int | None) -> Example:
         for offset in range(1, len(self) + 1):
-            decoded = _decode(image, self.image_size)
+            decoded = decode_to_square(image, self.image_size)
             self._tally.count(decoded, (index + offset - 1) % len(self))
             self._tally.check(_MIN_SEEN)
             if not isinstance(decoded, UndecodableImageError):
@@ -132,7 +132,7 @@ class ImageDataset(torch.utils.data.Dataset):
             table = arrow[start : min(start + _CHUNK, count)]
             failures = []
             for row, image in enumerate(table.column("image").to_pylist(), start):
-                decoded = _decode(image, size)
+                decoded = decode_to_square(image, size)
                 if isinstance(decoded, UndecodableImageError):
                     failures.append((row, decoded))
                 else:
@@ -200,7 +200,7 @@ class StreamingImageDataset(torch.utils.data.IterableDataset):
         self.image_size = image_size
         self.repeat = repeat
         self._tally = _Tally(max_bad_fraction)
-        dataset = _undecoded(dataset)
+        dataset = undecoded(dataset)
         self.has_labels = "label" in dataset.column_names
         if shuffle_buffer_size > 0:
             dataset = dataset.shuffle(seed=seed, buffer_size=shuffle_buffer_size)
@@ -233,7 +233,7 @@ class StreamingImageDataset(torch.utils.data.IterableDataset):
     def _one_pass(self) -> Iterator[Example]:
         # `datasets` splits its files among the DataLoader's workers by itself.
         for position, row in enumerate(self._source):
-            decoded = _decode(row["image"], self.image_size)
+            decoded = decode_to_square(row["image"], self.image_size)
             self._tally.count(decoded, position)
             self._tally.check(_MIN_SEEN)
             if not isinstance(decoded, UndecodableImageError):
@@ -317,7 +317,8 @@ class _Tally:
         )
 
 
-def _undecoded(dataset: Any) -> Any:
+def undecoded(dataset: Any) -> Any:
+    """A `datasets` set whose column `image` gives encoded bytes; without that column, a `ValueError`."""
     if "image" not in (dataset.column_names or []):
         raise ValueError(
             f"The data set given has the columns {dataset.column_names}; expected one named 'image'. Load it with "
@@ -333,7 +334,8 @@ def _wants_cache(cache: bool | str, num_bytes: int) -> bool:
     return num_bytes <= CACHE_LIMIT_BYTES if cache == "auto" else bool(cache)
 
 
-def _decode(image: Any, size: int) -> np.ndarray | UndecodableImageError:
+def decode_to_square(image: Any, size: int) -> np.ndarray | UndecodableImageError:
+    """Pixels uint8 (3, size, size) of an image, or, as a value, why it cannot be decoded."""
     if image is None:
         return UndecodableImageError("The image is missing (null).")
     try:

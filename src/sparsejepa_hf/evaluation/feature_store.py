@@ -31,7 +31,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data import ImageDataset, StreamingImageDataset, TooManyBadImagesError, UndecodableImageError
-from ..data.dataset import _decode, _undecoded
+from ..data.dataset import decode_to_square, undecoded
 from ._checks import non_finite_rows
 from .encoders import VisionEncoder
 from .features import check_images, frozen_module
@@ -293,7 +293,7 @@ class _TableSource(_Source):
         self._label = label_column or (_LABEL if _LABEL in columns else None)
         keep = ["image"] if self._label is None else ["image", self._label]
         original = dataset
-        dataset = _undecoded(dataset).select_columns(keep)
+        dataset = undecoded(dataset).select_columns(keep)
         self._dataset = dataset
         feature = None if dataset.features is None or self._label is None else dataset.features[self._label]
         self._label_type = _label_type(feature, self._label)
@@ -678,7 +678,7 @@ def _decoded_batches(job: _Job) -> Iterator[_Decoded]:
 def _decode_batch(place: int, raw: _Raw, size: int) -> _Decoded:
     if isinstance(raw.images, Tensor):
         return _Decoded(place, len(raw.rows), raw.rows, raw.images, raw.labels)
-    decoded = [_decode(image, size) for image in raw.images]
+    decoded = [decode_to_square(image, size) for image in raw.images]
     good = np.array([not isinstance(image, UndecodableImageError) for image in decoded])
     failures = [(int(raw.rows[i]), str(decoded[i])) for i in np.flatnonzero(~good)]
     pixels = torch.from_numpy(np.stack([decoded[i] for i in np.flatnonzero(good)])) if good.any() else None

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import torch
-import torch.nn.functional as F
 import yaml
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -17,7 +15,8 @@ from transformers.utils import logging
 
 from ..configuration_sparsejepa import SparseJEPAConfig
 from ..data import SYNTHETIC_SCENES, build_image_dataset, build_scenes, load_image_dataset
-from ..evaluation import extract_features, knn_accuracy, linear_probe, pixel_features, provenance
+from ..evaluation import extract_features, knn_accuracy, linear_probe, provenance
+from ..evaluation.features import small_pixel_features
 from ..modeling_sparsejepa import SparseJEPAForPreTraining
 from .arguments import SparseJEPATrainingArguments
 from .command_line import DataArguments, ModelArguments
@@ -28,8 +27,8 @@ from .trainer import SparseJEPATrainer, image_processor
 logger = logging.get_logger(__name__)
 
 OPTION_TYPES = (ModelArguments, DataArguments, SparseJEPATrainingArguments)
-# Largest sets that the comparison at the end looks at, and the side that raw pixels are brought to for it.
-MAX_PROBE_TRAIN, MAX_PROBE_TEST, MAX_PIXEL_SIDE = 20_000, 10_000, 32
+# Largest sets that the comparison at the end looks at.
+MAX_PROBE_TRAIN, MAX_PROBE_TEST = 20_000, 10_000
 
 
 def pretrain(
@@ -236,7 +235,9 @@ class FeatureComparison:
         """Raw pixels, and the encoder as it stands now."""
         if self._trainer.is_world_process_zero():
             # Thousands of dimensions: each weight decay starts from the one before, so few iterations do.
-            self._probe("raw pixels", _small_pixels(self._bank), _small_pixels(self._images), max_iter=40)
+            self._probe(
+                "raw pixels", small_pixel_features(self._bank), small_pixel_features(self._images), max_iter=40
+            )
         self.measure("untrained")
 
     def measure(self, name: str) -> None:
@@ -271,12 +272,3 @@ class FeatureComparison:
             "knn_accuracy": knn_accuracy(bank, labels[0], heldout, labels[1], k=k),
             "linear_accuracy": probe.test_accuracy,
         }
-
-
-def _small_pixels(images: Tensor) -> Tensor:
-    """Raw pixels of images (N, 3, S, S), brought to `MAX_PIXEL_SIDE` where they are larger: (N, 3·S'·S')."""
-    if images.shape[-1] <= MAX_PIXEL_SIDE:
-        return pixel_features(images)
-    size = (MAX_PIXEL_SIDE, MAX_PIXEL_SIDE)
-    chunks = [F.interpolate(chunk.float(), size=size, mode="area").round().byte() for chunk in images.split(512)]
-    return pixel_features(torch.cat(chunks))
