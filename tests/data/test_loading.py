@@ -145,6 +145,14 @@ class TestParquet:
         assert levels_of(load(tmp_path / "set", "test")) == [2]
 
 
+def test_a_saved_split_without_rows_is_refused_and_leaves_the_others_alone(tmp_path, load):
+    full = table([1, 2], label=[0, 1])
+    DatasetDict({"train": full, "test": full.select([])}).save_to_disk(tmp_path / "set")
+    assert levels_of(load(tmp_path / "set")) == [1, 2]
+    with pytest.raises(ValueError, match="is empty; expected at least one example"):
+        load(tmp_path / "set", "test")
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_arrow_and_saved_data_sets(tmp_path, load, streaming):
     both = DatasetDict({"train": table([1, 2], label=[0, 1]), "test": table([3], label=[0])})

@@ -2,6 +2,7 @@
 """One entry for every source of images: the Hub, local files, loaded data sets and the built-in scenes."""
 
 import glob
+import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -170,13 +171,20 @@ def _is_hub_source(source: Any) -> bool:
 
 def _load_folder(folder: Path, split: str, options: dict[str, Any]) -> AnyDataset:
     if (folder / "dataset_dict.json").is_file():
-        saved = load_from_disk(str(folder))
-        return saved[_pick_split(split, saved, f"The saved data set {str(folder)!r}")]
+        splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+        return _load_saved(folder / _pick_split(split, splits, f"The saved data set {str(folder)!r}"))
     if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
-        return load_from_disk(str(folder))
+        return _load_saved(folder)
     inside = (path.relative_to(folder) for path in folder.rglob("*"))
     files = sorted(folder / path for path in inside if not any(part.startswith(".") for part in path.parts))
     return _load_files(files, folder, split, options, is_folder=True)
+
+
+def _load_saved(folder: Path) -> AnyDataset:
+    # `datasets` stumbles over a saved set without rows, which has no file of them.
+    if not json.loads((folder / "state.json").read_text(encoding="utf-8"))["_data_files"]:
+        raise ValueError(f"The saved data set {str(folder)!r} is empty; expected at least one example.")
+    return load_from_disk(str(folder))
 
 
 def _load_glob(pattern: Path, split: str, options: dict[str, Any]) -> AnyDataset:
