@@ -2,6 +2,7 @@
 """Every kind of source leads to the same columns and the same pixels."""
 
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -147,7 +148,10 @@ class TestParquet:
 
 def test_a_saved_split_without_rows_is_refused_and_leaves_the_others_alone(tmp_path, load):
     full = table([1, 2], label=[0, 1])
-    DatasetDict({"train": full, "test": full.select([])}).save_to_disk(tmp_path / "set")
+    DatasetDict({"train": full, "test": full}).save_to_disk(tmp_path / "set")
+    # What newer versions of `datasets` write for a split without rows; older ones cannot save it.
+    state = tmp_path / "set" / "test" / "state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"_data_files": []}))
     assert levels_of(load(tmp_path / "set")) == [1, 2]
     with pytest.raises(ValueError, match="is empty; expected at least one example"):
         load(tmp_path / "set", "test")
