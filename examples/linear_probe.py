@@ -27,8 +27,6 @@ SHOWN = {
     "balanced_accuracy": "balanced",
     "logistic_accuracy": "logistic",
     "knn_accuracy": "kNN",
-    "low_shot_0.01": "1 % labels",
-    "low_shot_0.1": "10 % labels",
 }
 DIAGNOSTICS = {
     "rankme": "RankMe",
@@ -45,21 +43,23 @@ def main() -> None:
     accelerator = Accelerator(cpu=own.probe_device in (None, "cpu"))
     cells = Cells(own.output_dir, probe_settings(own), accelerator=accelerator)
     origin = provenance()
+    benchmarks = {benchmark.name: benchmark for benchmark in map(find_benchmark, own.benchmarks)}
+    if len(benchmarks) < len(own.benchmarks):
+        raise ValueError(f"Two of the data sets have one name: {own.benchmarks}; expected each name once.")
     options = {"encoder": own.encoder, "untrained": own.untrained, "seed": own.seed, "image_size": own.image_size}
     options |= {"device": own.probe_device, "trust_remote_code": own.trust_remote_code}
     found = {
-        spec: cells.measure(lambda: load_encoder(own.checkpoint, **options), find_benchmark(spec))
-        for spec in own.benchmarks
+        name: cells.measure(lambda: load_encoder(own.checkpoint, **options), benchmark)
+        for name, benchmark in benchmarks.items()
     }
     if not accelerator.is_main_process:
         return
-    for spec, figures in found.items():
-        report(find_benchmark(spec).name, figures)
+    for name, figures in found.items():
+        report(name, figures)
     results = Path(own.results or Path(own.output_dir) / "linear_probe.json")
-    named = {find_benchmark(spec).name: figures for spec, figures in found.items()}
-    write_record({**origin, "checkpoint": own.checkpoint, "settings": vars(cells.settings), "results": named}, results)
+    write_record({**origin, "checkpoint": own.checkpoint, "settings": vars(cells.settings), "results": found}, results)
     print(f"\nWritten to {results}")
-    if failed := [name for name, figures in named.items() if "failed" in figures]:
+    if failed := [name for name, figures in found.items() if "failed" in figures]:
         raise SystemExit(f"Not probed: {', '.join(failed)}")
 
 
@@ -88,7 +88,11 @@ def report(name: str, figures: dict[str, object]) -> None:
         return
     sizes = f"{figures['num_train']:,} training and {figures['num_test']:,} test images"
     print(f"\n{name} ({sizes}), per cent; chosen on validation: {figures['chosen']}\n")
-    shown = {label: percent(figures[key]) for key, label in SHOWN.items() if figures.get(key) is not None}
+    low_shot = [key for key in figures if key.startswith("low_shot_") and key.count("_") == 2]
+    named = SHOWN | {key: f"{100 * float(key.rpartition('_')[2]):g} % labels" for key in low_shot}
+    shown = {label: percent(figures[key]) for key, label in named.items() if figures.get(key) is not None}
+    for key in sorted(key for key in figures if key.endswith("_failed")):
+        print(f"{key.removesuffix('_failed')}: {figures[key]}")
     print(table(list(shown), [list(shown.values())]))
     other = {label: figures[key] for key, label in DIAGNOSTICS.items() if figures.get(key) is not None}
     print("\n" + ", ".join(f"{label} {value:.3g}" for label, value in other.items()))

@@ -12,6 +12,7 @@ that are not listed here go to every pre-training run.
 
 from pathlib import Path
 
+from sparsejepa_hf.evaluation import find_benchmark
 from sparsejepa_hf.experiments import IJEPA, IJEPA_OPTIONS, SPARSEJEPA, read_record, reproduce, write_record
 from sparsejepa_hf.experiments.command_line import make_cells, make_parser, make_runs, parse, parse_changes
 from sparsejepa_hf.experiments.markdown import render_into
@@ -39,6 +40,10 @@ def main() -> None:
         for variant in own.variant:
             name, _, changes = variant.partition(":")
             methods[name.strip()] = parse_changes(changes)
+        names = [find_benchmark(spec).name for spec in own.benchmarks]
+        for name in [*([own.in_domain] if own.in_domain else []), *own.out_of_domain]:
+            if name not in names:
+                parser.error(f"--in_domain and --out_of_domain take names among {', '.join(names)}; {name} is none")
         runs = make_runs(own, options, Path(__file__).with_name("pretrain.py"))
         record = reproduce(runs, methods, own.seeds, own.benchmarks, make_cells(own))
         transfer = {"in_domain": own.in_domain, "out_of_domain": own.out_of_domain}

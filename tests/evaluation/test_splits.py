@@ -147,3 +147,8 @@ def test_cifar100_has_ten_test_images_in_its_train_set(data_dir):
 def test_refuses_wrong_arguments(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_images_of_other_shapes_are_other_images():
+    small, wide = np.zeros((1, 4, 4, 3), np.uint8), np.zeros((1, 2, 8, 3), np.uint8)
+    assert image_hashes(small) != image_hashes(wide)

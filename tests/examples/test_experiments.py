@@ -65,7 +65,7 @@ def test_the_paper_s_table_is_made_rendered_and_taken_up_again(call, recipe, tmp
     }
     assert "n = 2" in printed and "I-JEPA" in (tmp_path / "page.md").read_text()
     assert (tmp_path / "results" / "table.png").is_file()
-    log = tmp_path / "runs" / "reproduce_paper" / "runs" / "i-jepa-seed0" / "log.txt"
+    log = next((tmp_path / "runs" / "reproduce_paper" / "runs").glob("i-jepa-seed0-*/log.txt"))
     before = log.read_text()
     assert call("reproduce_paper.py", *flags) == printed and log.read_text() == before
     assert call("reproduce_paper.py", "--render", "results/table.json") == printed

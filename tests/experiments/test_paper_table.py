@@ -44,6 +44,7 @@ def make_record(gain=0.02, spread=0.001):
             "cifar100": {"num_train": 50_000, "num_test": 9_990, "num_excluded": 10},
             "mine": {"num_train": 100, "num_test": 50, "stands_for": "inat2018", "caveat": "Small."},
         },
+        "settings": {"low_shot": [0.05], "probe": "logistic", "feature_kinds": ["last/mean"]},
         "runs": runs,
         "cells": cells,
         "in_domain": "cifar100",
@@ -95,6 +96,15 @@ def test_a_seed_that_failed_leaves_the_others_and_is_reported():
         "- SparseJEPA, seed 2, `mine`: ValueError: no labels",
     ]
     assert "**Failed**" in render(record) and "**Failed**" not in render(make_record())
+
+
+def test_few_labels_are_shown_or_said_to_be_too_few():
+    record = make_record()
+    record["cells"][1] |= {"low_shot_0.05": 0.07}
+    record["cells"][2] |= {"low_shot_0.05_failed": "leaves no validation sample"}
+    text = render(record)
+    assert "on 5 % of the labels" in text
+    assert "- untrained, seed 0, `cifar100`, low shot 0.05: leaves no validation sample" in text
 
 
 def test_a_method_with_no_finished_seed_is_not_measured():

@@ -2,7 +2,9 @@
 """A whole small table: the same budget for every method, failures reported, nothing done twice."""
 
 import json
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from sparsejepa_hf.evaluation import find_benchmark, load_encoder
 from sparsejepa_hf.experiments import (
     IJEPA,
     IJEPA_OPTIONS,
@@ -28,7 +31,7 @@ from sparsejepa_hf.experiments.reproduction import RAW_PIXELS, UNTRAINED
 
 PRETRAIN = Path(__file__).parents[2] / "examples" / "pretrain.py"
 METHODS = {IJEPA: IJEPA_OPTIONS, SPARSEJEPA: {}}
-SETTINGS = ProbeSettings(feature_kinds=("last/mean", "last4/mean"), epochs=2, low_shot=(0.5,), batch_size=16)
+SETTINGS = ProbeSettings(feature_kinds=("last/mean", "last/mean+max"), epochs=2, low_shot=(0.5,), batch_size=16)
 RECIPE = {
     "image_size": 16,
     "patch_size": 4,
@@ -131,17 +134,43 @@ def test_nothing_is_done_twice(table, monkeypatch):
 
 
 def test_a_cell_that_fails_says_why_and_is_tried_again(table, monkeypatch):
-    _, _, folder = table
-    record, measure, _ = table
+    record, measure, folder = table
     monkeypatch.setattr(cells, "knn_grid", lambda *args, **kwargs: 1 / 0)
     for path in (folder / "cells").glob("*.json"):
         path.unlink()
     failed = measure()
     assert cell(failed, SPARSEJEPA)["failed"].startswith("ZeroDivisionError")
+    assert len(list((folder / "cells").glob("*.safetensors"))) == 3, "the grids of three encoders go on from here"
     monkeypatch.undo()
     again = cell(measure(), SPARSEJEPA)
+    assert not list((folder / "cells").glob("*.safetensors"))
     for name, value in cell(record, SPARSEJEPA).items():
         assert name in ("seconds",) or again[name] == value
+
+
+def test_single_kind_probes_take_the_first_kind_of_the_settings_whatever_was_extracted_before(table, images, tmp_path):
+    record, _, folder = table
+    encoder = load_encoder(next((folder / "runs").glob("sparsejepa*")))
+    swapped = replace(SETTINGS, feature_kinds=SETTINGS.feature_kinds[::-1], probe="logistic", low_shot=())
+    benchmark = find_benchmark(f"mine={images}")
+    cached = Cells(folder, swapped, progress=False).measure(lambda: encoder, benchmark)
+    fresh = Cells(tmp_path, swapped, progress=False).measure(lambda: encoder, benchmark)
+    assert {k: v for k, v in cached.items() if k != "seconds"} == {k: v for k, v in fresh.items() if k != "seconds"}
+    assert cached["rankme"] != cell(record, SPARSEJEPA)["rankme"]
+
+
+def test_duplicates_are_looked_for_in_all_of_train_whatever_part_is_probed(table, images, tmp_path):
+    part = Cells(tmp_path, replace(SETTINGS, max_train_examples=12), progress=False)
+    assert part.describe(find_benchmark(f"mine={images}"))["num_excluded"] == 3
+
+
+def test_a_damaged_checkpoint_fails_its_cell_alone(table, images, tmp_path):
+    _, _, folder = table
+    shutil.copytree(next((folder / "runs").glob("sparsejepa*")), tmp_path / "damaged")
+    weights = tmp_path / "damaged" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    small = Cells(tmp_path, SETTINGS, progress=False)
+    assert "failed" in small.measure(lambda: load_encoder(tmp_path / "damaged"), find_benchmark(f"mine={images}"))
 
 
 def test_a_record_is_read_as_it_was_written_and_names_no_folder(table, tmp_path):
@@ -158,7 +187,9 @@ def test_a_record_is_read_as_it_was_written_and_names_no_folder(table, tmp_path)
         read_record(tmp_path / "other.json")
 
 
-@pytest.mark.parametrize("given", [{"methods": {}}, {"seeds": [0, 0]}, {"benchmarks": []}])
+@pytest.mark.parametrize(
+    "given", [{"methods": {}}, {"seeds": [0, 0]}, {"benchmarks": []}, {"benchmarks": ["mine=/a", "mine=/b"]}]
+)
 def test_an_empty_table_is_refused(table, given):
     arguments = {"methods": METHODS, "seeds": [0], "benchmarks": ["cifar100"]} | given
     with pytest.raises(ValueError, match="expected at least one"):
@@ -172,8 +203,6 @@ def test_impossible_settings_are_refused(given):
 
 
 def test_counts_are_scored_by_exact_matches_and_errors(images, tmp_path):
-    from sparsejepa_hf.evaluation import find_benchmark, load_encoder
-
     small = Cells(tmp_path, SETTINGS, progress=False)
     found = small.measure(lambda: load_encoder("pixels"), find_benchmark(f"mine:count={images}"))
     assert {"accuracy", "rounded_accuracy", "r2", "mae"} <= found.keys()

@@ -85,6 +85,23 @@ def test_how_a_run_reports_does_not_make_it_another_run(make_runs):
     assert again.checkpoint == record.checkpoint
 
 
+def test_runs_whose_names_look_alike_have_folders_of_their_own(make_runs):
+    runs = [Run("SparseJEPA, λ = 0", 3, {"sparsity_weight": 0}), Run("SparseJEPA, β = 0", 3, {"kl_weight": 0})]
+    first, second = make_runs().make(runs)
+    assert first.checkpoint != second.checkpoint
+    assert first.options["kl_weight"] != 0 and second.options["sparsity_weight"] != 0
+
+
+@pytest.mark.parametrize("name", ["pretraining_results.json", "pretraining_options.yaml", "trainer_state.json"])
+@pytest.mark.parametrize("left", ["", "{", "[]"])
+def test_a_run_cut_off_while_it_wrote_is_made_again(make_runs, name, left):
+    run = Run(SPARSEJEPA, 3, {})
+    (record,) = make_runs().make([run])
+    (record.checkpoint / name).write_text(left)
+    (again,) = make_runs().make([run])
+    assert again.last == {"rankme": 3} and starts(again.checkpoint) == "xx"
+
+
 def test_a_run_that_fails_says_why_and_leaves_the_others_alone(make_runs, hear_warnings):
     failed, fine = make_runs().make([Run(SPARSEJEPA, 13, {}), Run(SPARSEJEPA, 14, {})])
     assert isinstance(failed, PreTrainingFailed) and "thirteen is unlucky" in str(failed)

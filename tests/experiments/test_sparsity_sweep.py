@@ -42,6 +42,12 @@ def test_the_recipes_own_value_is_the_recipes_run():
     assert points[0.1] == point(make_record(), "SparseJEPA", "0.1")
 
 
+def test_numbers_are_walked_in_their_order_not_as_they_were_typed():
+    record = make_record()
+    record["axes"] = {"sparsity_weight": LAMBDAS[::-1]}
+    assert list(axis_points(record, "sparsity_weight")) == LAMBDAS
+
+
 def test_a_point_is_the_mean_over_its_seeds():
     p = point(make_record(), "SparseJEPA")
     assert (p.validation, p.test, p.seeds) == (pytest.approx(0.25), pytest.approx(0.3), 2)

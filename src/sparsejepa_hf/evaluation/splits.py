@@ -106,7 +106,14 @@ def image_hashes(images: Tensor | np.ndarray) -> list[bytes]:
     if array.ndim < 2:
         raise ValueError(f"images has shape {array.shape}, but (n, ...) is expected. Stack the images along axis 0.")
     rows = np.ascontiguousarray(array).reshape(len(array), math.prod(array.shape[1:]))
-    return [hashlib.blake2b(row, digest_size=32).digest() for row in rows]
+    # Images of different shapes may hold the same bytes.
+    start = hashlib.blake2b(str(array.shape[1:]).encode(), digest_size=32)
+    digests = []
+    for row in rows:
+        digest = start.copy()
+        digest.update(row)
+        digests.append(digest.digest())
+    return digests
 
 
 def duplicate_rows(train_images: Images, test_images: Images) -> Tensor:

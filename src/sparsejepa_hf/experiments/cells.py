@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -36,22 +37,27 @@ from ..evaluation import (
     provenance,
     rankme,
 )
-from ..evaluation.knn import DEFAULT_KS
+from ..evaluation.encoders import PIXELS
+from ..evaluation.knn import DEFAULT_KS, DEFAULT_TEMPERATURES
+from ..evaluation.probe_grid import DEFAULT_LEARNING_RATES, DEFAULT_WEIGHT_DECAYS
 
 
 logger = logging.get_logger(__name__)
 
-PIXELS = "pixels"
-# Each weight decay starts from the one before, so few iterations do; pixels have thousands of dimensions.
-_LOGISTIC: dict[str, Any] = {"weight_decays": (1e-1, 1e-2, 1e-3, 1e-4, 1e-5), "max_iter": 100}
-_PIXEL_LOGISTIC: dict[str, Any] = {"weight_decays": (1e-1, 1e-2, 1e-3, 1e-4), "max_iter": 40}
-# What may go wrong in one cell without ending the others.
-CELL_ERRORS = (ValueError, TypeError, RuntimeError, OSError, KeyError, ArithmeticError)
+# Each weight decay starts from the one before, so few iterations do.
+_WEIGHT_DECAYS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+_MAX_ITERATIONS = 100
+_LOW_SHOT_SUBSETS = 3
+# Part of every cell's key: raise it when a probe changes what it gives.
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
 class ProbeSettings:
     """How every cell is probed; the same for all encoders.
+
+    Counts are probed by logistic regression (and ridge regression) whatever `probe` says, and so are raw pixels, whose
+    thousands of dimensions a grid of SGD would take hours for. Low-shot probes are for classes only.
 
     Attributes:
         feature_kinds: tried by the linear probe, which chooses on the validation part; kNN, logistic regression and
@@ -125,14 +131,17 @@ class Cells:
             path = self.folder / "cells" / f"{self._key(train, test, benchmark)}.json"
             if path.is_file():
                 return json.loads(path.read_text(encoding="utf-8"))
-            figures = self._probe(train, test, benchmark, encoder)
-        except CELL_ERRORS as error:
-            logger.warning(f"The cell of {benchmark.name} failed: {error}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_suffix(".safetensors")
+            figures = self._probe(train, test, benchmark, encoder, unfinished)
+        except Exception as error:
+            # Whatever it is, the other cells go on; the record and the table say why this one is missing.
+            logger.warning(f"The cell of {benchmark.name} failed: {error}", exc_info=logger.isEnabledFor(10))
             return {"failed": f"{type(error).__name__}: {error}"}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
+        partial = path.with_suffix(f".{os.getpid()}.partial")
         partial.write_text(json.dumps(figures), encoding="utf-8")
         partial.replace(path)
+        unfinished.unlink(missing_ok=True)
         return figures
 
     def describe(self, benchmark: Benchmark) -> dict[str, Any]:
@@ -141,7 +150,7 @@ class Cells:
         try:
             sizes = [len(self._load(benchmark, split)) for split in ("train", "test")]
             excluded = len(self._duplicates(benchmark)) if self.settings.exclude_duplicates else 0
-        except CELL_ERRORS as error:
+        except Exception as error:
             return {**about, "num_train": 0, "num_test": 0, "failed": f"{type(error).__name__}: {error}"}
         return {**about, "num_train": sizes[0], "num_test": sizes[1], "num_excluded": excluded}
 
@@ -151,7 +160,15 @@ class Cells:
 
     def _find_duplicates(self, benchmark: Benchmark) -> Tensor:
         """Rows of the test split whose exact pixels also occur in train."""
-        return duplicate_rows(*(_pixel_hashes(self._load(benchmark, split)) for split in ("train", "test")))
+        # All of train, whatever part of it the probe sees: pre-training may have seen the rest.
+        train, test = load_benchmark(benchmark, "train"), self._load(benchmark, "test")
+        path = self.folder / "duplicates" / f"{train._fingerprint}-{test._fingerprint}.json"
+        if path.is_file():
+            return torch.tensor(json.loads(path.read_text(encoding="utf-8")), dtype=torch.int64)
+        rows = duplicate_rows(_pixel_hashes(train), _pixel_hashes(test))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(rows.tolist()), encoding="utf-8")
+        return rows
 
     def _features(self, encoder: VisionEncoder, benchmark: Benchmark, split: str) -> FeatureSet:
         settings = self.settings
@@ -169,11 +186,12 @@ class Cells:
         return features
 
     def _key(self, train: FeatureSet, test: FeatureSet, benchmark: Benchmark) -> str:
-        described = [train.key, test.key, benchmark.task, asdict(self.settings)]
+        grids = [DEFAULT_LEARNING_RATES, DEFAULT_WEIGHT_DECAYS, DEFAULT_KS, DEFAULT_TEMPERATURES, _WEIGHT_DECAYS]
+        described = [_FORMAT, grids, train.key, test.key, benchmark.task, asdict(self.settings)]
         return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
 
     def _probe(
-        self, train: FeatureSet, test: FeatureSet, benchmark: Benchmark, encoder: VisionEncoder
+        self, train: FeatureSet, test: FeatureSet, benchmark: Benchmark, encoder: VisionEncoder, unfinished: Path
     ) -> dict[str, Any]:
         start = time.perf_counter()
         if self.settings.exclude_duplicates:
@@ -181,11 +199,14 @@ class Cells:
         else:
             kept = torch.ones(len(test), dtype=torch.bool)
         device = self.settings.device
+        # In the order of the settings: the first kind is what kNN and the other single-kind probes take.
+        kinds = (PIXELS,) if PIXELS in encoder.kinds else self.settings.feature_kinds
         data = _Data(
-            train={kind: train[kind].to(device) for kind in train},
+            train={kind: train[kind].to(device) for kind in kinds},
             train_labels=train.require_labels().to(device),
-            test={kind: test[kind][kept].to(device) for kind in test},
+            test={kind: test[kind][kept].to(device) for kind in kinds},
             test_labels=test.require_labels()[kept].to(device),
+            unfinished=unfinished,
         )
         measure = self._count if benchmark.task == "count" else self._classify
         figures = measure(data) | _diagnostics(data.test[data.first])
@@ -207,6 +228,7 @@ class Cells:
                 seed=settings.seed,
                 validation_fraction=settings.validation_fraction,
                 progress=self._progress,
+                checkpoint=data.unfinished,
             )
             figures["chosen"] = probe.chosen.to_dict()
         else:
@@ -236,19 +258,32 @@ class Cells:
         return [data.first] if self.settings.probe == "grid" else list(data.train)
 
     def _logistic(self, data: "_Data", kind: str) -> Any:
+        return linear_probe(*data.of(kind), max_iter=_MAX_ITERATIONS, **self._choice(_WEIGHT_DECAYS))
+
+    def _choice(self, weight_decays: Sequence[float]) -> dict[str, Any]:
+        """What is chosen from, on which part of train."""
         settings = self.settings
-        extra = _PIXEL_LOGISTIC if kind == PIXELS else _LOGISTIC
-        return linear_probe(
-            *data.of(kind), seed=settings.seed, validation_fraction=settings.validation_fraction, **extra
-        )
+        return {
+            "weight_decays": weight_decays,
+            "seed": settings.seed,
+            "validation_fraction": settings.validation_fraction,
+        }
 
     def _low_shot(self, data: "_Data") -> dict[str, Any]:
         """Few labels; a fraction that leaves too few of a class to choose on is left out, saying so."""
         figures: dict[str, Any] = {}
-        extra = _PIXEL_LOGISTIC if data.first == PIXELS else _LOGISTIC
-        for fraction in self.settings.low_shot:
+        settings = self.settings
+        seeds = tuple(range(settings.seed, settings.seed + _LOW_SHOT_SUBSETS))
+        for fraction in settings.low_shot:
             try:
-                result = low_shot_probe(*data.of(data.first), fractions=(fraction,), **extra)
+                result = low_shot_probe(
+                    *data.of(data.first),
+                    fractions=(fraction,),
+                    seeds=seeds,
+                    weight_decays=_WEIGHT_DECAYS,
+                    validation_fraction=settings.validation_fraction,
+                    max_iter=_MAX_ITERATIONS,
+                )
                 (entry,) = result.to_dict()["fractions"]
                 figures |= {f"low_shot_{fraction:g}": entry["mean"], f"low_shot_{fraction:g}_std": entry["std"]}
             except ValueError as error:
@@ -262,7 +297,7 @@ class Cells:
                 *data.of(kind),
                 seed=settings.seed,
                 validation_fraction=settings.validation_fraction,
-                classification_weight_decays=(_PIXEL_LOGISTIC if kind == PIXELS else _LOGISTIC)["weight_decays"],
+                classification_weight_decays=_WEIGHT_DECAYS,
             )
             for kind in data.train
         }
@@ -305,12 +340,13 @@ def _pixel_hashes(dataset: datasets.Dataset) -> list[bytes]:
 
 @dataclass(frozen=True)
 class _Data:
-    """Features by kind, and labels, of both splits."""
+    """Features by kind, and labels, of both splits; and the file that an interrupted grid goes on from."""
 
     train: dict[str, Tensor]
     train_labels: Tensor
     test: dict[str, Tensor]
     test_labels: Tensor
+    unfinished: Path
 
     @property
     def first(self) -> str:

@@ -57,7 +57,12 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = Non
         parser.error("name a recipe (a YAML file), or --render a results file")
     if own.render and (own.recipe or rest):
         parser.error("--render takes a results file alone: nothing is run")
-    return own, as_options(rest)
+    if own.recipe and Path(own.recipe).suffix not in (".yaml", ".yml"):
+        parser.error(f"the recipe is {own.recipe!r}; put a YAML file first, before all flags")
+    options = as_options(rest)
+    if "seed" in options:
+        parser.error("--seed is set by --seeds; leave it out")
+    return own, options
 
 
 def as_options(words: Sequence[str]) -> dict[str, Any]:

@@ -21,14 +21,17 @@ PAPER: dict[str, dict[str, float]] = {
     "JEPA (paper)": {"cifar100": 40.01, "places205": 21.24, "clevr_count": 59.13, "inat2018": 16.52},
     "SparseJEPA (paper)": {"cifar100": 45.40, "places205": 23.36, "clevr_count": 62.33, "inat2018": 19.63},
 }
-# What is shown of a cell, and its heading.
-METRICS = {
-    "accuracy": "linear probe, top-1 (counts: exact match)",
-    "knn_accuracy": "kNN, top-1",
-    "low_shot_0.01": "linear probe on 1 % of the labels, top-1",
-    "low_shot_0.1": "linear probe on 10 % of the labels, top-1",
-    "last_mean_accuracy": "linear probe of the mean of the last layer alone, top-1",
-}
+ACCURACY = "linear probe, top-1 (counts: exact match)"
+
+
+def headings(record: Record) -> dict[str, str]:
+    """What is shown of a cell, and its heading."""
+    shown = {"accuracy": ACCURACY, "knn_accuracy": "kNN, top-1"}
+    for fraction in record["settings"]["low_shot"]:
+        shown[f"low_shot_{fraction:g}"] = f"linear probe on {100 * fraction:g} % of the labels, top-1"
+    if record["settings"]["probe"] == "grid":
+        shown["logistic_accuracy"] = f"logistic regression on {record['settings']['feature_kinds'][0]}, top-1"
+    return shown
 
 
 def values_by_seed(record: Record, benchmark: str, method: str, metric: str = "accuracy") -> dict[int, float]:
@@ -121,9 +124,12 @@ def failures(record: Record) -> list[str]:
     """Runs and cells that failed, and why."""
     lines = [f"- {run['method']}, seed {run['seed']}: {run['failed']}" for run in record["runs"] if "failed" in run]
     for cell in record["cells"]:
-        if "failed" in cell:
-            seed = "" if cell["seed"] is None else f", seed {cell['seed']}"
-            lines.append(f"- {cell['method']}{seed}, `{cell['benchmark']}`: {cell['failed']}")
+        seed = "" if cell["seed"] is None else f", seed {cell['seed']}"
+        for key in sorted(cell):
+            if key == "failed" or key.endswith("_failed"):
+                part = key.removesuffix("failed").replace("_", " ").strip()
+                where = f"{cell['method']}{seed}, `{cell['benchmark']}`{f', {part}' if part else ''}"
+                lines.append(f"- {where}: {cell[key]}")
     return lines
 
 
@@ -151,15 +157,19 @@ def _number(value: float | None, digits: int) -> str:
     return NONE if value is None else f"{value:.{digits}f}"
 
 
+def _capital(text: str) -> str:
+    return text if text.startswith("kNN") else text[0].upper() + text[1:]
+
+
 def render(record: Record) -> str:
     """The whole report in Markdown."""
-    parts = [f"**{METRICS['accuracy'][0].upper()}{METRICS['accuracy'][1:]}**, per cent", accuracy_table(record)]
+    parts = [f"**{_capital(ACCURACY)}**, per cent", accuracy_table(record)]
     parts += [verdict_table(record)]
     if sentences := transfer_sentences(record):
         parts.append("\n".join(f"- {sentence}" for sentence in sentences))
-    for metric, heading in METRICS.items():
+    for metric, heading in headings(record).items():
         if metric != "accuracy" and any(cell.get(metric) is not None for cell in record["cells"]):
-            parts += [f"**{heading}**, per cent", accuracy_table(record, metric)]
+            parts += [f"**{_capital(heading)}**, per cent", accuracy_table(record, metric)]
             parts += [verdict_table(record, metric)] if metric == "knn_accuracy" else []
     parts += ["**How the runs ended**", training_table(record), "\n".join(caveats(record))]
     if failed := failures(record):
@@ -183,7 +193,7 @@ def plot(record: Record, path: Path) -> None:
         axis.set_visible(False)
     for axis, name in zip(axes.flat, names, strict=False):
         _panel(axis, record, name, methods)
-    figure.supxlabel(f"{METRICS['accuracy']}, per cent", fontsize=10)
+    figure.supxlabel(f"{ACCURACY}, per cent", fontsize=10)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

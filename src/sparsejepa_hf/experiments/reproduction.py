@@ -12,15 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from ..evaluation import Benchmark, VisionEncoder, find_benchmark, load_encoder, provenance
-from .cells import PIXELS, Cells
+from ..evaluation.encoders import PIXELS
+from .cells import Cells
 from .runs import IJEPA, PreTrainingFailed, Run, RunRecord, Runs
 
 
+logger = logging.get_logger(__name__)
+
 RAW_PIXELS, UNTRAINED = "raw pixels", "untrained"
 # What speaks of one encoder's place on the machine that ran it is left out of a results file.
-_NOT_WRITTEN = ("provenance", "encoder", "grid")
+_NOT_WRITTEN = ("provenance", "encoder")
 
 
 def reproduce(
@@ -47,12 +51,13 @@ def reproduce(
     Raises:
         ValueError: if there is no method, seed or data set, one is given twice, or an option is impossible.
     """
-    _check(methods, seeds, benchmarks)
     found = [find_benchmark(spec) for spec in benchmarks]
+    _check(methods, seeds, [benchmark.name for benchmark in found])
     origin = provenance()
     wanted = [Run(method, seed, options) for seed in seeds for method, options in methods.items()]
     with tqdm(total=len(wanted), desc="Pre-training", unit="run", disable=not progress) as bar:
         records = runs.make(wanted, on_finish=lambda run: bar.update())
+    _warn_of_differences(records)
     trained = dict(zip(wanted_keys(wanted), records, strict=True))
     sources = [*_encoders(trained, cells.settings.device, baselines)]
     measured = []
@@ -61,6 +66,8 @@ def reproduce(
             for method, seed, make_encoder in sources:
                 figures = cells.measure(make_encoder, benchmark)
                 kept = {key: value for key, value in figures.items() if key not in _NOT_WRITTEN}
+                # A cell of an earlier call may be another commit's.
+                kept |= {"commit": figures["provenance"]["commit"]} if "provenance" in figures else {}
                 measured.append({"benchmark": benchmark.name, "method": method, "seed": seed, **kept})
                 bar.update()
     return {
@@ -108,6 +115,17 @@ def _check(methods: Mapping[str, Any], seeds: Sequence[int], benchmarks: Sequenc
             raise ValueError(f"{name} is {list(given)}; expected at least one, and each once.")
 
 
+def _warn_of_differences(records: Sequence[RunRecord | PreTrainingFailed]) -> None:
+    """Runs that were made earlier are taken as they are; the table should know where they differ."""
+    made = [record for record in records if isinstance(record, RunRecord)]
+    for name, values in (
+        ("commits", {record.provenance.get("commit") for record in made}),
+        ("numbers of processes", {record.num_processes for record in made}),
+    ):
+        if len(values) > 1:
+            logger.warning(f"The runs were made by different {name}: {', '.join(map(str, values))}.")
+
+
 def _encoders(
     trained: Mapping[tuple[str, int], RunRecord | PreTrainingFailed], device: str | None, baselines: bool
 ) -> list[tuple[str, int | None, Callable[[], VisionEncoder]]]:
@@ -116,7 +134,8 @@ def _encoders(
     if baselines:
         rows.append((RAW_PIXELS, None, lambda: load_encoder(PIXELS)))
         # One method's checkpoint per seed: the encoders start from the same weights, whatever stands behind them.
-        first = {seed: record for (_, seed), record in reversed(list(trained.items()))}
+        made = [(seed, r) for (_, seed), r in trained.items() if isinstance(r, RunRecord)]
+        first = {seed: record for (_, seed), record in trained.items()} | dict(reversed(made))
         rows += [(UNTRAINED, seed, _loader(record, device, seed)) for seed, record in sorted(first.items())]
     return [*rows, *((method, seed, _loader(record, device)) for (method, seed), record in trained.items())]
 

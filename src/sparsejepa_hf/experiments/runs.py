@@ -1,6 +1,7 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """Many pre-training runs of one recipe, each a process of its own; what is finished is not run again."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -65,6 +66,7 @@ class RunRecord:
     provenance: dict[str, Any]
     seconds: float
     num_examples: int | None
+    num_processes: int
     last: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
@@ -75,6 +77,7 @@ class RunRecord:
             "provenance": self.provenance,
             "train_seconds": self.seconds,
             "num_train_examples": self.num_examples,
+            "num_processes": self.num_processes,
             "last": self.last,
         }
 
@@ -122,9 +125,10 @@ class Runs:
         def make(run: Run, options: Mapping[str, Any]) -> RunRecord | PreTrainingFailed:
             try:
                 result = self.finished(options) or self._start(run, options)
-            except PreTrainingFailed as error:
+            except (PreTrainingFailed, OSError) as error:
+                # An OSError is a launcher that is not there, or a full disk.
                 logger.warning(f"{run.name} failed: {error}")
-                result = error
+                result = error if isinstance(error, PreTrainingFailed) else PreTrainingFailed(str(error))
             if on_finish is not None:
                 on_finish(run)
             return result
@@ -156,9 +160,13 @@ class Runs:
     def finished(self, wanted: Mapping[str, Any]) -> RunRecord | None:
         """A finished run with these options, if there is one in the folder."""
         for results in sorted(self.folder.glob("*/pretraining_results.json")):
-            options = yaml.safe_load((results.parent / "pretraining_options.yaml").read_text(encoding="utf-8"))
-            if _same_run(options, wanted):
-                return _read(results.parent, options)
+            try:
+                options = yaml.safe_load((results.parent / "pretraining_options.yaml").read_text(encoding="utf-8"))
+                if isinstance(options, dict) and _same_run(options, wanted):
+                    return _read(results.parent, options)
+            except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+                # Cut off while it was written: not finished.
+                continue
         return None
 
     def _flags(self, run: Run) -> list[str]:
@@ -169,7 +177,8 @@ class Runs:
         return flags
 
     def _start(self, run: Run, wanted: Mapping[str, Any]) -> RunRecord:
-        folder = self._free_folder(run, wanted)
+        folder = self._folder_of(run, wanted)
+        folder.mkdir(parents=True, exist_ok=True)
         command = [*self._command, str(self.recipe), *self._flags(run), "--output_dir", str(folder)]
         command += ["--probe", "false", "--knn_steps", "0", "--disable_tqdm", "true"]
         if list(folder.glob("checkpoint-*")):
@@ -187,19 +196,12 @@ class Runs:
             raise PreTrainingFailed(f"{folder} holds no results with the options that were asked for.")
         return record
 
-    def _free_folder(self, run: Run, wanted: Mapping[str, Any]) -> Path:
-        """The folder of this very run if it was begun and stopped, else a new one."""
+    def _folder_of(self, run: Run, wanted: Mapping[str, Any]) -> Path:
+        """Named by method, seed and a hash of the options: an interrupted run goes on there, no other comes there."""
         slug = "".join(c if c.isascii() and (c.isalnum() or c in ".-") else "-" for c in run.method.lower())
-        for attempt in range(1000):
-            folder = self.folder / f"{slug}-seed{run.seed}{f'-{attempt}' if attempt else ''}"
-            begun = folder / "pretraining_options.yaml"
-            if not folder.exists() or (
-                not (folder / "pretraining_results.json").exists()
-                and (not begun.exists() or _same_run(yaml.safe_load(begun.read_text(encoding="utf-8")), wanted))
-            ):
-                folder.mkdir(parents=True, exist_ok=True)
-                return folder
-        raise PreTrainingFailed(f"{self.folder} holds a thousand runs called {slug}; expected another folder.")
+        described = {name: wanted[name] for name in sorted(set(wanted) - _NOT_OF_THE_RUN)}
+        digest = hashlib.sha256(json.dumps(described, default=str).encode()).hexdigest()[:8]
+        return self.folder / f"{slug}-seed{run.seed}-{digest}"
 
 
 def _same_run(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
@@ -217,5 +219,6 @@ def _read(folder: Path, options: dict[str, Any]) -> RunRecord:
         provenance=results["provenance"],
         seconds=results["train_metrics"]["train_runtime"],
         num_examples=results["num_train_examples"],
+        num_processes=results.get("num_processes", 1),
         last=last,
     )

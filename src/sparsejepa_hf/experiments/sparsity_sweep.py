@@ -74,9 +74,12 @@ def _mean_last(record: Record, method: str, name: str) -> float | None:
 
 
 def axis_points(record: Record, option: str) -> dict[Any, Point]:
-    """The points along one option, by value; the recipe's own value is the recipe's run."""
+    """The points along one option, by value, numbers ascending; the recipe's own value is the recipe's run."""
     base = record["base"][option]
-    methods = {v: SPARSEJEPA if v == base else point_name({option: v}) for v in record["axes"][option]}
+    values = record["axes"][option]
+    if all(isinstance(value, int | float) for value in values):
+        values = sorted(values)
+    methods = {v: SPARSEJEPA if v == base else point_name({option: v}) for v in values}
     return {value: point(record, method, _shown(value)) for value, method in methods.items()}
 
 

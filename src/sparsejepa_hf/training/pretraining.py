@@ -37,9 +37,9 @@ def pretrain(
     """Pre-trains from options and writes the checkpoint, the resolved options, the results and a model card.
 
     Returns:
-        `output_dir`, `num_train_examples`, `num_undecodable`, `train_metrics`, `provenance` (as at the start) and,
-        with labelled data and `probe`, `comparison`: kNN and linear top-1 accuracy of raw pixels, of the untrained and
-        of the trained encoder.
+        `output_dir`, `num_train_examples`, `num_undecodable`, `train_metrics`, `num_processes`, `provenance` (as at
+        the start) and, with labelled data and `probe`, `comparison`: kNN and linear top-1 accuracy of raw pixels, of
+        the untrained and of the trained encoder.
 
     Raises:
         ValueError: if options do not fit together, or `output_dir` holds checkpoints of another run.
@@ -72,6 +72,7 @@ def pretrain(
         "num_train_examples": len(data.train) if hasattr(data.train, "__len__") else None,
         "num_undecodable": data.train.num_bad,
         "train_metrics": output.metrics,
+        "num_processes": training_arguments.world_size,
         "provenance": origin,
     }
     if comparison is not None:
