@@ -10,9 +10,11 @@ all processes extract features. Features and finished probes are kept in --outpu
 """
 
 import argparse
+from datetime import timedelta
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 
 from sparsejepa_hf.evaluation import find_benchmark, load_encoder, provenance
 from sparsejepa_hf.experiments import Cells, write_record
@@ -40,7 +42,9 @@ DIAGNOSTICS = {
 def main() -> None:
     """Parses, probes, reports; ends with an error if a data set could not be probed."""
     own = parse()
-    accelerator = Accelerator(cpu=own.probe_device in (None, "cpu"))
+    # The main process probes while the others wait.
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
+    accelerator = Accelerator(cpu=own.probe_device in (None, "cpu"), kwargs_handlers=[patience])
     cells = Cells(own.output_dir, probe_settings(own), accelerator=accelerator)
     origin = provenance()
     benchmarks = {benchmark.name: benchmark for benchmark in map(find_benchmark, own.benchmarks)}

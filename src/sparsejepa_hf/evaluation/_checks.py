@@ -80,8 +80,9 @@ def check_known_classes(labels: Tensor, classes: Tensor, name: str, advice: str)
     """Raise ``ValueError``, ending in ``advice``, if ``labels`` has a value that is not among ``classes``."""
     unseen = labels[~torch.isin(labels, classes)].unique().tolist()
     if unseen:
+        shown = f"{unseen}" if len(unseen) <= 5 else f"{unseen[:5]} and {len(unseen) - 5} more"
         raise ValueError(
-            f"{name} holds the classes {unseen}, which train_labels lacks, but every class of {name} is expected in "
+            f"{name} holds the classes {shown}, which train_labels lacks, but every class of {name} is expected in "
             f"the train set. {advice}"
         )
 

@@ -82,7 +82,8 @@ class VisionEncoder:
         kinds: the feature kinds it has, `LAYERS/POOLING`. LAYERS: `last`, the final hidden states; `last4`, the last
             four blocks' outputs (all, where there are fewer) one after the other along the features, the final norm
             applied to each, as in DINOv2 (arXiv 2304.07193); `latents`, the means μ of SparseJEPA's latents;
-            `groups`, the norms ‖u_g‖₂ of its groups. POOLING: `mean` over patches; `mean+max`, their mean and maximum
+            `groups`, the norms ‖u_g‖₂ of its groups, both as `SparseJEPAModel.encode_latents` gives them, whichever
+            encoder was asked for. POOLING: `mean` over patches; `mean+max`, their mean and maximum
             one after the other; `cls`, the class token, where there is one. Class and register tokens take no part in
             `mean` and `max`. The raw-pixel baseline has the one kind `pixels`.
         image_mean, image_std: normalisation of each channel, on the scale from 0 to 1.

@@ -586,8 +586,14 @@ class _PartWriter:
         self._files: list[Any] = []
 
     def write(self, place: int, columns: Mapping[str, np.ndarray]) -> None:
+        types = {n: (v.dtype.str, v.shape[1] if v.ndim == 2 else 0) for n, v in columns.items()}
+        if self._files and types != self._part.dtypes:
+            raise ValueError(
+                f"A batch has columns of the types {types}, earlier ones {self._part.dtypes}; expected one type a "
+                "column. Give the labels one type, integers or floats."
+            )
         if not self._files:
-            self._part.dtypes = {n: (v.dtype.str, v.shape[1] if v.ndim == 2 else 0) for n, v in columns.items()}
+            self._part.dtypes = types
             self._folder.mkdir()
             self._files = [open(self._folder / str(index), "wb") for index in range(len(columns))]
         for file, values in zip(self._files, columns.values(), strict=True):
