@@ -93,7 +93,7 @@ def test_a_seed_that_failed_leaves_the_others_and_is_reported():
     assert difference(record, "mine", "SparseJEPA").n == 2
     assert failures(record) == [
         "- SparseJEPA, seed 2: exit status 1",
-        "- SparseJEPA, seed 2, `mine`: ValueError: no labels",
+        "- `mine` (SparseJEPA, seed 2): ValueError: no labels",
     ]
     assert "**Failed**" in render(record) and "**Failed**" not in render(make_record())
 
@@ -104,7 +104,16 @@ def test_few_labels_are_shown_or_said_to_be_too_few():
     record["cells"][2] |= {"low_shot_0.05_failed": "leaves no validation sample"}
     text = render(record)
     assert "on 5 % of the labels" in text
-    assert "- untrained, seed 0, `cifar100`, low shot 0.05: leaves no validation sample" in text
+    assert "- `cifar100`, low shot 0.05 (untrained, seed 0): leaves no validation sample" in text
+
+
+def test_what_fails_alike_on_a_data_set_takes_one_line():
+    record = make_record()
+    record["cells"] = [
+        {k: c[k] for k in ("benchmark", "method", "seed")} | {"failed": "gone"} if c["benchmark"] == "mine" else c
+        for c in record["cells"]
+    ]
+    assert failures(record) == ["- `mine` (10 encoders): gone"]
 
 
 def test_a_method_with_no_finished_seed_is_not_measured():

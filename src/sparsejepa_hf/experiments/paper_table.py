@@ -121,15 +121,18 @@ def caveats(record: Record) -> list[str]:
 
 
 def failures(record: Record) -> list[str]:
-    """Runs and cells that failed, and why."""
+    """Runs and cells that failed, and why; one line for all that failed alike on a data set."""
     lines = [f"- {run['method']}, seed {run['seed']}: {run['failed']}" for run in record["runs"] if "failed" in run]
+    alike: dict[tuple[str, str, str], list[str]] = {}
     for cell in record["cells"]:
-        seed = "" if cell["seed"] is None else f", seed {cell['seed']}"
+        who = cell["method"] + ("" if cell["seed"] is None else f", seed {cell['seed']}")
         for key in sorted(cell):
             if key == "failed" or key.endswith("_failed"):
                 part = key.removesuffix("failed").replace("_", " ").strip()
-                where = f"{cell['method']}{seed}, `{cell['benchmark']}`{f', {part}' if part else ''}"
-                lines.append(f"- {where}: {cell[key]}")
+                alike.setdefault((cell["benchmark"], part, cell[key]), []).append(who)
+    for (benchmark, part, why), who in alike.items():
+        names = "; ".join(who) if len(who) <= 3 else f"{len(who)} encoders"
+        lines.append(f"- `{benchmark}`{f', {part}' if part else ''} ({names}): {why}")
     return lines
 
 
