@@ -26,6 +26,8 @@ GROUPING = {
     "group_size",
     "generator_hidden_size",
     "variational",
+    "latent_position",
+    "latent_residual",
     "sparsity_weight",
     "sparsity_mode",
     "kl_weight",

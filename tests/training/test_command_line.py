@@ -135,6 +135,8 @@ CONFIG_VALUES = {
     "group_size": 5,
     "generator_hidden_size": 6,
     "variational": False,
+    "latent_position": "encoder",
+    "latent_residual": True,
     "loss_type": "mse",
     "target_normalization": "none",
     "sparsity_weight": 0.5,
