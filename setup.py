@@ -24,6 +24,8 @@ INSTALL_REQUIRES = [
     "pyyaml>=6.0.2",
     "tqdm>=4.67",
 ]
+# What the benchmarks time beside this package, and what runs its exported models.
+BENCHMARK = ["lightly>=1.6", "onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.7"]
 
 setup(
     name="sparsejepa_hf",
@@ -42,8 +44,16 @@ setup(
     python_requires=">=3.10",
     install_requires=INSTALL_REQUIRES,
     extras_require={
-        "dev": ["pytest>=8.0", "hypothesis>=6.100", "ruff==0.17.5", "scikit-learn>=1.5", "matplotlib>=3.8"],
+        "dev": [
+            *BENCHMARK,
+            "pytest>=8.0",
+            "hypothesis>=6.100",
+            "ruff==0.17.5",
+            "scikit-learn>=1.5",
+            "matplotlib>=3.8",
+        ],
         "plots": ["matplotlib>=3.8"],
+        "benchmark": BENCHMARK,
     },
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -33,6 +33,7 @@ from sparsejepa_hf import (
     SparseJEPAForPreTraining,
     SparseJEPAModel,
     SparseJEPAVisionModel,
+    modeling_sparsejepa,
 )
 from sparsejepa_hf.modeling_sparsejepa import (
     SparseJEPAGrouping,
@@ -358,15 +359,23 @@ class TestPredictor:
         assert (here[:, 2] - there[:, 2]).abs().amax(-1).min() > 1e-4, "a prediction does not depend on its position"
 
     def test_context_tokens_do_not_look_at_any_block(self, make_model, masks, context):
-        predictor = make_model(SparseJEPAModel).predictor
+        predictor = make_model(SparseJEPAModel, predictor_num_hidden_layers=3).predictor
         seen: list[Tensor] = []
-        for layer in predictor.trunk.layers:
+        for layer in predictor.trunk.layers[:-1]:
             layer.register_forward_hook(lambda module, args, output: seen.append(output[:, : context.shape[1]]))
         predictor(context, masks["context_mask"], masks["target_mask"])
         predictor(context, masks["context_mask"], (masks["target_mask"] + 5) % 64)
         _close(seen[0], seen[2], 1e-6)
         _close(seen[1], seen[3], 1e-6)
         assert len(seen) == 4
+
+    def test_the_last_layer_computes_the_blocks_alone_and_they_are_those_of_the_whole_layer(self, make_model):
+        layer = make_model(SparseJEPAModel).predictor.trunk.layers[-1]
+        tokens = torch.randn(3, 10 + 4 * 5, 24, generator=torch.Generator().manual_seed(0))
+        whole = layer(tokens, num_context=10, num_blocks=4)
+        blocks = layer(tokens, num_context=10, num_blocks=4, blocks_only=True)
+        assert whole.shape[1] == 30
+        _close(blocks, whole[:, 10:], 1e-6)
 
     def test_permuting_the_context_or_the_blocks_changes_nothing_but_the_order(self, make_model, masks, context):
         predictor = make_model(SparseJEPAModel).predictor
@@ -783,8 +792,9 @@ class TestGradients:
 
 class TestAttentionImplementations:
     @pytest.mark.parametrize("implementation", ["eager", pytest.param("flex_attention", marks=pytest.mark.slow)])
-    def test_they_agree_with_sdpa(self, make_model, make_images, masks, implementation):
+    def test_they_agree_with_sdpa(self, make_model, make_images, masks, implementation, monkeypatch):
         """Everywhere: both encoders and the predictor's isolated blocks. Heads of 16: flex takes no fewer."""
+        monkeypatch.setattr(modeling_sparsejepa, "_PLAIN_CPU_TOKENS", 0)
         overrides = {"num_attention_heads": 2, "predictor_hidden_size": 32, "predictor_num_attention_heads": 2}
         model = make_model(SparseJEPAModel, **overrides)
         images = make_images()
@@ -797,6 +807,28 @@ class TestAttentionImplementations:
         _close(outputs[1].last_hidden_state, outputs[0].last_hidden_state)
         _close(outputs[1].context_hidden_state, outputs[0].context_hidden_state)
         _close(outputs[1].predictor_output.last_hidden_state, outputs[0].predictor_output.last_hidden_state)
+
+    @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
+    def test_on_a_cpu_few_tokens_go_through_plain_products_which_agree_with_the_fused_kernel(
+        self, make_model, pixel_values, masks, monkeypatch, autocast
+    ):
+        """Loss and gradient; bf16 rounds each product, so the tolerance is relative to the gradient's norm."""
+        model = make_model(SparseJEPAForPreTraining, use_grouping=False).train()
+        assert model.config._attn_implementation == "sdpa"
+        fused_calls, fused = [], F.scaled_dot_product_attention
+        monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: fused_calls.append(1) or fused(*a, **k))
+        results = []
+        for limit, expected_calls in ((modeling_sparsejepa._PLAIN_CPU_TOKENS, False), (63, True), (0, True)):
+            monkeypatch.setattr(modeling_sparsejepa, "_PLAIN_CPU_TOKENS", limit)
+            fused_calls.clear()
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                loss = model(pixel_values, **masks).loss
+            assert bool(fused_calls) == expected_calls
+            gradients = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
+            results.append((loss.detach(), torch.cat([gradient.flatten() for gradient in gradients])))
+        for plain, *others in zip(*results, strict=True):
+            for other in others:
+                assert (plain - other).norm() <= (0.03 if autocast else 1e-5) * plain.norm()
 
     @pytest.mark.slow
     def test_compiled_as_one_graph_the_losses_are_equal(self, make_model, pixel_values, masks):

@@ -25,6 +25,8 @@ from .configuration_sparsejepa import SparseJEPAConfig
 
 
 _INDEX_TYPES = (torch.int64, torch.int32)
+# On a CPU, up to so many tokens, plain products beat PyTorch's fused attention, in bf16's backward pass tenfold.
+_PLAIN_CPU_TOKENS = 128
 
 
 @dataclass
@@ -197,25 +199,31 @@ class SparseJEPAAttention(nn.Module):
         self.v_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
         self.o_proj = nn.Linear(hidden_size, hidden_size)
 
-    def project(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value, each (B, heads, L, d)."""
-        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-        return tuple(
-            projection(hidden_states).view(shape).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
+    def _heads(self, states: Tensor) -> Tensor:
+        """(B, L, heads·d) -> (B, heads, L, d)."""
+        return states.unflatten(2, (-1, self.head_dim)).transpose(1, 2)
+
+    @staticmethod
+    def _prefers_plain_products(key: Tensor) -> bool:
+        """Whether plain products are the faster way to what "sdpa" computes; compiled, they are not."""
+        return key.device.type == "cpu" and key.shape[2] <= _PLAIN_CPU_TOKENS and not torch.compiler.is_compiling()
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """Attention of (B, heads, Lq, d) over (B, heads, Lk, d) -> (B, Lq, heads·d), and its weights if any."""
-        interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
+        implementation = self.config._attn_implementation
+        interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        if implementation == "sdpa" and self._prefers_plain_products(key):
+            interface = eager_attention_forward
         dropout = self.attention_dropout if self.training else 0.0
         output, weights = interface(self, query, key, value, None, dropout=dropout, scaling=self.scaling, **kwargs)
+        weights = None if implementation == "sdpa" else weights
         return output.flatten(2), weights
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        output, weights = self.attend(*self.project(hidden_states), **kwargs)
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        output, weights = self.attend(
+            *(self._heads(projection(hidden_states)) for projection in projections), **kwargs
+        )
         return self.o_proj(output), weights
 
 
@@ -227,15 +235,22 @@ class SparseJEPABlockAttention(SparseJEPAAttention):
     """
 
     def forward(
-        self, hidden_states: Tensor, num_context: int, num_blocks: int, **kwargs: Any
+        self, hidden_states: Tensor, num_context: int, num_blocks: int, blocks_only: bool = False, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        query, key, value = self.project(hidden_states)
-        context, _ = self.attend(*(states[:, :, :num_context] for states in (query, key, value)), **kwargs)
-        query = self._blocks(query[:, :, num_context:], num_blocks)
-        key, value = (self._context_and_blocks(states, num_context, num_blocks) for states in (key, value))
-        blocks, weights = self.attend(query, key, value, **kwargs)
-        blocks = blocks.reshape(hidden_states.shape[0], -1, blocks.shape[-1])
-        return self.o_proj(torch.cat([context, blocks], dim=1)), weights
+        """(B, Nc + M·Nt, D_p) -> the same, or with `blocks_only` the blocks' part (B, M·Nt, D_p)."""
+        key, value = (self._heads(projection(hidden_states)) for projection in (self.k_proj, self.v_proj))
+        first = num_context if blocks_only else 0
+        query = self._heads(self.q_proj(hidden_states[:, first:]))
+        blocks, weights = self.attend(
+            self._blocks(query[:, :, num_context - first :], num_blocks),
+            *(self._context_and_blocks(states, num_context, num_blocks) for states in (key, value)),
+            **kwargs,
+        )
+        output = blocks.reshape(hidden_states.shape[0], -1, blocks.shape[-1])
+        if not blocks_only:
+            context, _ = self.attend(*(states[:, :, :num_context] for states in (query, key, value)), **kwargs)
+            output = torch.cat([context, output], dim=1)
+        return self.o_proj(output), weights
 
     @staticmethod
     def _blocks(states: Tensor, num_blocks: int) -> Tensor:
@@ -276,7 +291,8 @@ class _PreNormLayer(GradientCheckpointingLayer):
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         attention_output, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
-        hidden_states = hidden_states + self.dropout(attention_output)
+        # The attention may return the last tokens alone.
+        hidden_states = hidden_states[:, -attention_output.shape[1] :] + self.dropout(attention_output)
         return hidden_states + self.dropout(self.mlp(self.layernorm_after(hidden_states)))
 
 
@@ -415,9 +431,11 @@ class SparseJEPATransformerPredictor(nn.Module):
         context = context + positions[context_mask]
         blocks = self.mask_token + positions[target_mask]
         tokens = torch.cat([context, blocks.flatten(1, 2)], dim=1)
-        for layer in self.layers:
-            tokens = layer(tokens, num_context=num_context, num_blocks=num_blocks, **kwargs)
-        return self.layernorm(tokens[:, num_context:]).unflatten(1, target_mask.shape[1:])
+        for index, layer in enumerate(self.layers, start=1):
+            # Nothing looks at the context behind the last layer.
+            last = index == len(self.layers)
+            tokens = layer(tokens, num_context=num_context, num_blocks=num_blocks, blocks_only=last, **kwargs)
+        return self.layernorm(tokens).unflatten(1, target_mask.shape[1:])
 
 
 class SparseJEPAMLPPredictor(nn.Module):

@@ -1,0 +1,13 @@
+# Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
+"""Speed and memory, beside what a user would pick instead. One command each, from the root of the checkout:
+
+    python -m benchmarks.step             # one optimizer step
+    python -m benchmarks.input            # decoding, augmentation, masks
+    python -m benchmarks.end_to_end       # examples/pretrain.py against the bare step
+    python -m benchmarks.scaling          # time and memory against sizes
+    python -m benchmarks.inference        # features a second, latency, cold start
+    python -m benchmarks.time_to_accuracy # seconds to a kNN accuracy
+
+Each writes `<results_dir>/benchmark_<name>_<device>.json` and the same as a Markdown table. `--effort short` takes a
+minute or two each, `--effort smoke` only checks that everything runs.
+"""

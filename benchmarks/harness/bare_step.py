@@ -1,0 +1,66 @@
+# Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
+"""Our optimizer step with nothing around it: no Trainer, no data loader, no logs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsejepa_hf import SparseJEPAForPreTraining
+from sparsejepa_hf.training.ema import ema_update_
+from sparsejepa_hf.training.proximal import proximal_step_
+
+
+def _unwatched(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    return call
+
+
+class BareStep:
+    """Forward, backward, gradient clipping, fused AdamW, EMA and, with a grouping, the proximal step, for each call.
+
+    Args:
+        model: what is trained, on its device.
+        autocast: run the forward pass in bf16.
+        learning_rate: of AdamW.
+        momentum: of the target encoder.
+        watched: `watched(name, call)` returns what is called in place of a part's `call`; for counting time by part.
+    """
+
+    def __init__(
+        self,
+        model: SparseJEPAForPreTraining,
+        autocast: bool = False,
+        learning_rate: float = 1e-3,
+        momentum: float = 0.996,
+        watched: Callable[[str, Callable[..., Any]], Callable[..., Any]] = _unwatched,
+    ):
+        self.model = model.train()
+        self._forward: Callable[..., Any] = model
+        self._autocast, self._rate, self._momentum, self._watched = autocast, learning_rate, momentum, watched
+        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self._trained, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.05, fused=True
+        )
+        self._targets = list(model.sparsejepa.target_encoder.parameters())
+        self._sources = list(model.sparsejepa.context_encoder.parameters())
+
+    def wrap(self, wrapper: Callable[[SparseJEPAForPreTraining], Callable[..., Any]]) -> "BareStep":
+        """Runs the forward pass through `wrapper(model)`, such as `torch.compile`; returns itself."""
+        self._forward = wrapper(self.model)
+        return self
+
+    def __call__(self, pixel_values: Tensor, context_mask: Tensor, target_mask: Tensor) -> Tensor:
+        """(B, C, H, W), (B, Nc), (B, M, Nt) -> the loss before the step, ()."""
+        watched, config = self._watched, self.model.config
+        with torch.autocast(pixel_values.device.type, torch.bfloat16, enabled=self._autocast):
+            loss = watched("forward", self._forward)(pixel_values, context_mask, target_mask).loss
+        watched("backward", loss.backward)()
+        watched("clip", torch.nn.utils.clip_grad_norm_)(self._trained, 1.0)
+        watched("optimizer", self.optimizer.step)()
+        self.optimizer.zero_grad()
+        watched("EMA", ema_update_)(self._targets, self._sources, self._momentum)
+        if config.use_grouping and config.sparsity_mode == "proximal":
+            weight = self.model.sparsejepa.predictor.grouping.group_weight
+            watched("proximal step", proximal_step_)(weight, self._rate * config.sparsity_weight)
+        return loss.detach()

@@ -1,0 +1,66 @@
+# Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
+"""Interleaved timing: candidates take turns, so that a drift of the machine hits all alike."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+
+def interleaved(
+    candidates: Mapping[str, Callable[[], Any]],
+    *,
+    repeats: int,
+    warmup: int = 1,
+    device: torch.device | str = "cpu",
+) -> dict[str, list[float]]:
+    """Wall-clock seconds of each candidate's calls, `repeats` each.
+
+    All candidates are first called `warmup` times, untimed. Then, `repeats` times, each is called once; who begins
+    rotates. On an accelerator the device is synchronised before and after each call.
+
+    Raises:
+        ValueError: if `repeats` is below 1 or there is no candidate.
+    """
+    if repeats < 1 or not candidates:
+        raise ValueError(f"There are {len(candidates)} candidates and {repeats} repeats; expected at least one each.")
+    for _ in range(warmup):
+        for call in candidates.values():
+            call()
+    names = list(candidates)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for round_ in range(repeats):
+        turn = round_ % len(names)
+        for name in names[turn:] + names[:turn]:
+            seconds[name].append(_timed(candidates[name], device))
+    return seconds
+
+
+def _timed(call: Callable[[], Any], device: torch.device | str) -> float:
+    _synchronize(device)
+    start = time.perf_counter()
+    call()
+    _synchronize(device)
+    return time.perf_counter() - start
+
+
+def _synchronize(device: torch.device | str) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def summary(seconds: list[float]) -> dict[str, Any]:
+    """`median_s`, `fastest_s`, `slowest_s` and `n` of the calls."""
+    return {
+        "median_s": statistics.median(seconds),
+        "fastest_s": min(seconds),
+        "slowest_s": max(seconds),
+        "n": len(seconds),
+    }
+
+
+def speedup(baseline: list[float], seconds: list[float]) -> float:
+    """How many times as fast as the baseline: the median over rounds of the two times of one round."""
+    return statistics.median(b / s for b, s in zip(baseline, seconds, strict=True))
