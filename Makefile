@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-fast test-floors lint format clean
+.PHONY: demo test test-fast test-floors benchmark lint format clean
 
 $(READY): setup.py
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python 3.10 or newer is needed; name one: make PYTHON=python3.12 ..."'
@@ -31,6 +31,13 @@ test-floors:
 	$(PYTHON) -m venv $(FLOORS_VENV)
 	$(FLOORS_VENV)/bin/python -m pip install --disable-pip-version-check -e ".[dev]" -c tests/floors.txt
 	$(FLOORS_VENV)/bin/python -m pytest
+
+# Every benchmark, short, in under 10 minutes; `python -m benchmarks.NAME` measures one in full.
+BENCHMARKS := step input end_to_end scaling inference time_to_accuracy
+benchmark: $(READY)
+	for name in $(BENCHMARKS); do \
+		$(BIN)/python -m benchmarks.$$name --effort short --results_dir runs/benchmarks || exit 1; \
+	done
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -22,7 +22,7 @@ class BareStep:
     Args:
         model: what is trained, on its device.
         autocast: run the forward pass in bf16.
-        learning_rate: of AdamW.
+        learning_rate, weight_decay: of AdamW, the same for all parameters.
         momentum: of the target encoder.
         watched: `watched(name, call)` returns what is called in place of a part's `call`; for counting time by part.
     """
@@ -32,6 +32,7 @@ class BareStep:
         model: SparseJEPAForPreTraining,
         autocast: bool = False,
         learning_rate: float = 1e-3,
+        weight_decay: float = 0.05,
         momentum: float = 0.996,
         watched: Callable[[str, Callable[..., Any]], Callable[..., Any]] = _unwatched,
     ):
@@ -40,7 +41,7 @@ class BareStep:
         self._autocast, self._rate, self._momentum, self._watched = autocast, learning_rate, momentum, watched
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            self._trained, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.05, fused=True
+            self._trained, lr=learning_rate, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True
         )
         self._targets = list(model.sparsejepa.target_encoder.parameters())
         self._sources = list(model.sparsejepa.context_encoder.parameters())
@@ -58,9 +59,9 @@ class BareStep:
         watched("backward", loss.backward)()
         watched("clip", torch.nn.utils.clip_grad_norm_)(self._trained, 1.0)
         watched("optimizer", self.optimizer.step)()
-        self.optimizer.zero_grad()
         watched("EMA", ema_update_)(self._targets, self._sources, self._momentum)
         if config.use_grouping and config.sparsity_mode == "proximal":
             weight = self.model.sparsejepa.predictor.grouping.group_weight
             watched("proximal step", proximal_step_)(weight, self._rate * config.sparsity_weight)
+        watched("zero gradients", self.optimizer.zero_grad)()
         return loss.detach()

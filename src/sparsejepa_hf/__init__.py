@@ -1,65 +1,64 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """SparseJEPA (arXiv 2504.16140) for the Hugging Face ecosystem.
 
-Importing the package registers the model family with transformers' Auto classes.
+Importing the package registers the model family with transformers' Auto classes, once those are loaded. It imports
+neither torch nor transformers: a public name is imported when it is first asked for.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForImageClassification,
-    AutoModelForPreTraining,
-    ViTImageProcessor,
-    ViTImageProcessorPil,
-)
+from . import registration
 
-from .configuration_sparsejepa import PRESETS, SparseJEPAConfig
-from .modeling_sparsejepa import (
-    SparseJEPAForImageClassification,
-    SparseJEPAForPreTraining,
-    SparseJEPAModel,
-    SparseJEPAVisionModel,
-)
+
+if TYPE_CHECKING:
+    from .configuration_sparsejepa import PRESETS, SparseJEPAConfig
+    from .data import load_image_dataset
+    from .masking import MultiBlockMaskSampler
+    from .modeling_sparsejepa import (
+        SparseJEPAForImageClassification,
+        SparseJEPAForPreTraining,
+        SparseJEPAModel,
+        SparseJEPAVisionModel,
+    )
+    from .training import SparseJEPATrainer, SparseJEPATrainingArguments
 
 
 __version__ = "0.1.0"
 
-# What is not needed to load a model is imported when it is first asked for.
-_LAZY = {
+# Where each public name is defined.
+_HOMES = {
+    "PRESETS": "configuration_sparsejepa",
     "MultiBlockMaskSampler": "masking",
+    "SparseJEPAConfig": "configuration_sparsejepa",
+    "SparseJEPAForImageClassification": "modeling_sparsejepa",
+    "SparseJEPAForPreTraining": "modeling_sparsejepa",
+    "SparseJEPAModel": "modeling_sparsejepa",
     "SparseJEPATrainer": "training",
     "SparseJEPATrainingArguments": "training",
+    "SparseJEPAVisionModel": "modeling_sparsejepa",
     "load_image_dataset": "data",
 }
+_SUBMODULES = ("configuration_sparsejepa", "modeling_sparsejepa")
 
-AutoConfig.register(SparseJEPAConfig.model_type, SparseJEPAConfig)
-AutoModel.register(SparseJEPAConfig, SparseJEPAModel)
-AutoModelForPreTraining.register(SparseJEPAConfig, SparseJEPAForPreTraining)
-AutoModelForImageClassification.register(SparseJEPAConfig, SparseJEPAForImageClassification)
-AutoImageProcessor.register(
-    SparseJEPAConfig,
-    image_processor_classes={"torchvision": ViTImageProcessor, "pil": ViTImageProcessorPil},
-)
-
-# A saved checkpoint carries its code, for trust_remote_code=True where this package is not installed.
-SparseJEPAConfig.register_for_auto_class()
-SparseJEPAModel.register_for_auto_class("AutoModel")
-SparseJEPAForPreTraining.register_for_auto_class("AutoModelForPreTraining")
-SparseJEPAForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+registration.install()
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _SUBMODULES:
+        return importlib.import_module(f".{name}", __name__)
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = _HOMES[name]
+    if home in registration.AUTO_MODULES:
+        importlib.import_module(registration.AUTO_MODULES[home])
+    value = getattr(importlib.import_module(f".{home}", __name__), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_HOMES, *_SUBMODULES})
 
 
 __all__ = [

@@ -32,15 +32,20 @@ def _mix_int(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def _shift_right(value: Tensor, bits: int) -> Tensor:
+def _shift_right_(value: Tensor, bits: int, out: Tensor) -> Tensor:
     # `>>` on int64 keeps the sign; a hash wants zeros shifted in.
-    return (value >> bits) & ((1 << (64 - bits)) - 1)
+    return torch.bitwise_right_shift(value, bits, out=out).bitwise_and_((1 << (64 - bits)) - 1)
 
 
-def _mix(value: Tensor) -> Tensor:
-    value = (value ^ _shift_right(value, 30)) * _signed(_MIX1)
-    value = (value ^ _shift_right(value, 27)) * _signed(_MIX2)
-    return value ^ _shift_right(value, 31)
+def _mix_all_but_last_shift_(value: Tensor, scratch: Tensor) -> Tensor:
+    # In place: at a batch's size, what costs is memory traffic and calls.
+    value.bitwise_xor_(_shift_right_(value, 30, scratch)).mul_(_signed(_MIX1))
+    return value.bitwise_xor_(_shift_right_(value, 27, scratch)).mul_(_signed(_MIX2))
+
+
+def _mix_(value: Tensor, scratch: Tensor) -> Tensor:
+    value = _mix_all_but_last_shift_(value, scratch)
+    return value.bitwise_xor_(_shift_right_(value, 31, scratch))
 
 
 def stream_keys(seed: int, step: int, slots: Tensor, stream: int) -> Tensor:
@@ -56,25 +61,41 @@ def stream_keys(seed: int, step: int, slots: Tensor, stream: int) -> Tensor:
         int64 keys of the shape of `slots`, on its device. No device synchronisation.
     """
     base = _mix_int(_mix_int(_mix_int(seed + _GOLDEN) + step + _GOLDEN) + stream + _GOLDEN)
-    return _mix(_mix(slots * _signed(_GOLDEN) + _signed(base)))
+    keys = (slots * _signed(_GOLDEN)).add_(_signed(base))
+    scratch = torch.empty_like(keys)
+    return _mix_(_mix_(keys, scratch), scratch)
 
 
-def _bits(keys: Tensor, count: int) -> Tensor:
-    counters = torch.arange(1, count + 1, device=keys.device, dtype=torch.int64) * _signed(_GOLDEN)
-    return _mix(keys.unsqueeze(-1) + counters)
+def counters(count: int, device: torch.device | str = "cpu") -> Tensor:
+    """What [`uniform`] adds to a key, one number each for its draws: int64 (count,)."""
+    return torch.arange(1, count + 1, device=device, dtype=torch.int64) * _signed(_GOLDEN)
+
+
+def uniform_integers(keys: Tensor, counters: Tensor) -> Tensor:
+    """[`uniform`] times 2**24, as int64 of shape `keys.shape + counters.shape`, for `counters` (n,)."""
+    # The hash's last step does not reach its upper 24 bits.
+    bits = keys.unsqueeze(-1) + counters
+    _mix_all_but_last_shift_(bits, torch.empty_like(bits))
+    return bits.bitwise_right_shift_(40).bitwise_and_((1 << 24) - 1)
+
+
+def to_unit_interval(integers: Tensor) -> Tensor:
+    """float32 in [0, 1) of [`uniform_integers`]."""
+    return integers.to(torch.float32).mul_(2.0**-24)
 
 
 def uniform(keys: Tensor, count: int) -> Tensor:
     """Uniform float32 numbers in [0, 1), of shape `keys.shape + (count,)`, 24 random bits each."""
-    return _shift_right(_bits(keys, count), 40).to(torch.float32) * 2.0**-24
+    return to_unit_interval(uniform_integers(keys, counters(count, keys.device)))
 
 
 def normal(keys: Tensor, count: int) -> Tensor:
     """Standard normal float32 numbers of shape `keys.shape + (count,)` (Box & Muller, 1958)."""
     half = (count + 1) // 2
-    bits = _bits(keys, half)
+    bits = keys.unsqueeze(-1) + counters(half, keys.device)
+    _mix_(bits, torch.empty_like(bits))
     # One hash feeds a pair: its upper 24 bits give the radius, the next 24 the angle.
-    radius = (_shift_right(bits, 40).to(torch.float32) + 1.0) * 2.0**-24
+    radius = (((bits >> 40) & 0xFFFFFF).to(torch.float32) + 1.0) * 2.0**-24
     angle = ((bits >> 16) & 0xFFFFFF).to(torch.float32) * (2.0 * math.pi * 2.0**-24)
     radius = torch.sqrt(-2.0 * torch.log(radius))
     pairs = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.harness import records
 from sparsejepa_hf.experiments import paper_table, read_record, sparsity_sweep
 from sparsejepa_hf.experiments.markdown import render_into
 
@@ -20,6 +21,9 @@ WRITTEN_BY_RUNS = {"pretraining_options.yaml", "finetuning_options.yaml"}
 
 
 def rendered(path: Path) -> str:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if "benchmark" in record:
+        return records.render(record)
     record = read_record(path)
     return (sparsity_sweep if "axes" in record else paper_table).render(record)
 
@@ -34,10 +38,12 @@ def test_the_table_is_the_rendering_of_the_results_file(path):
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
 def test_results_say_where_they_come_from(path):
     record = json.loads(path.read_text(encoding="utf-8"))
-    for origin in (record, *(run["provenance"] for run in record["runs"])):
+    runs = [run for run in record.get("runs", ()) if "provenance" in run]
+    assert runs or "benchmark" in record
+    for origin in (record, *(run["provenance"] for run in runs)):
         assert re.fullmatch(r"[0-9a-f]{40}", origin["commit"]), "code with uncommitted changes"
         assert {"torch", "transformers"} <= set(origin["versions"])
-    assert all("seed" in run["options"] for run in record["runs"])
+    assert all("seed" in run["options"] for run in runs or [record])
 
 
 def test_there_are_results():
@@ -47,6 +53,8 @@ def test_there_are_results():
 def test_every_file_that_the_readme_names_exists():
     names = set(re.findall(r"`([\w-]+\.yaml)`", README)) | set(re.findall(r"configs/([\w-]+\.yaml)", README))
     scripts = set(re.findall(r"examples/(\w+\.py)", README)) | set(re.findall(r"`(\w+\.py)`", README))
+    benchmarks = set(re.findall(r"python -m benchmarks\.(\w+)", README))
+    assert all((ROOT / "benchmarks" / f"{name}.py").is_file() for name in benchmarks)
     pictures = set(re.findall(r"\]\((results/\w+\.png)\)", README))
     assert names and scripts and pictures
     for name in names - WRITTEN_BY_RUNS:

@@ -18,6 +18,8 @@ _FLIP, _TOP, _LEFT, _AREA, _RATIO, _BRIGHTNESS, _CONTRAST, _SATURATION = range(8
 _NUM_DRAWS = 8
 # float32 adds integers exactly below 2**24, here 256 x 256 pixels of at most 255.
 _EXACT_SUM_PIXELS = 2**16
+# Likewise a row of pixels in 256ths: 256 x 255 x 256 is below 2**24.
+_EXACT_SUM_COLUMNS = 256
 
 
 def normalize_images(pixel_values: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> Tensor:
@@ -164,7 +166,7 @@ class BatchAugmentation(nn.Module):
         columns = torch.where(flip[:, None], size - 1 - place, place)
         if not padding:
             return _gather(pixels, place.expand_as(columns), columns) if self.horizontal_flip else pixels
-        offsets = (draws[:, [_TOP, _LEFT]] * (2 * padding + 1)).long() - padding
+        offsets = (draws[:, _TOP : _LEFT + 1] * (2 * padding + 1)).long() - padding
         rows = _reflect(place + offsets[:, :1], size)
         return _gather(pixels, rows, _reflect(columns + offsets[:, 1:], size))
 
@@ -236,5 +238,8 @@ def _channel_means(pixels: Tensor, is_exact: bool) -> Tensor:
     count = pixels.shape[2] * pixels.shape[3]
     if is_exact:
         return pixels.sum((2, 3), keepdim=True) / count
-    fixed_point = (pixels * 256.0).round().to(torch.int64)
-    return (fixed_point.sum((2, 3), keepdim=True) / (256.0 * count)).float()
+    fixed_point = (pixels * 256.0).round_()
+    if pixels.shape[3] <= _EXACT_SUM_COLUMNS:
+        # The same integers with an eighth of the memory traffic.
+        fixed_point = fixed_point.sum(3, keepdim=True)
+    return (fixed_point.to(torch.int64).sum((2, 3), keepdim=True) / (256.0 * count)).float()

@@ -119,6 +119,7 @@ class SparseJEPATrainer(Trainer):
         self._losses, self._features = LossMeter(), FeatureWindow(args.monitor_samples)
         self._throughput, self._guard = Throughput(), CollapseGuard(args)
         self._slot_step, self._next_slot, self._evaluation_slot = -1, 0, 0
+        self._operations: dict[int, int] = {}
         self.add_callback(steps.OptimizerStepCallback())
         self._add_knn_monitor(knn_datasets)
 
@@ -168,15 +169,32 @@ class SparseJEPATrainer(Trainer):
             # With the full λ and β, so that evaluations compare.
             outputs = model(**self._evaluation_views(inputs))
         else:
+            device = inputs["pixel_values"].device
+            kl_weight = steps.kl_weight(self.args, config.kl_weight, step, total)
+            sparsity_weight = steps.sparsity_weight(self.args, config.sparsity_weight, step, total)
             outputs = model(
                 **self._training_views(inputs, step),
-                kl_weight=steps.kl_weight(self.args, config.kl_weight, step, total),
-                sparsity_weight=steps.sparsity_weight(self.args, config.sparsity_weight, step, total),
+                kl_weight=self._weight(kl_weight, device),
+                sparsity_weight=self._weight(sparsity_weight, device),
             )
             self._losses.add(outputs)
             self._features.add(outputs)
             self._throughput.add(len(inputs["pixel_values"]) * self.args.world_size)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def _weight(self, value: float, device: torch.device) -> float | Tensor:
+        """λ or β as the model takes it."""
+        if not self.args.torch_compile:
+            return value
+        # A number is compiled in, so a warm-up would compile twice. Filled on the device: copying would wait for it.
+        return torch.full((), value, dtype=torch.float32, device=device)
+
+    def floating_point_ops(self, inputs: dict[str, Tensor]) -> int:
+        """As in `Trainer`, which walks through the whole model at every step; counted once a batch size here."""
+        elements = inputs["pixel_values"].numel()
+        if elements not in self._operations:
+            self._operations[elements] = super().floating_point_ops(inputs)
+        return self._operations[elements]
 
     def _training_views(self, inputs: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         pixel_values = inputs["pixel_values"]
@@ -346,6 +364,7 @@ class SparseJEPATrainer(Trainer):
         self._require_a_batch()
         self._throughput.take()
         self._slot_step = -1
+        self._operations.clear()
         output = super().train(resume_from_checkpoint=choice, **kwargs)
         # Each process knows its own mean; all must judge the same one.
         loss = torch.tensor(output.training_loss, device=self.args.device)
