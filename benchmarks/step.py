@@ -200,7 +200,8 @@ def _operations(
 
 def _resident(candidate: Candidate, case: Case, options: argparse.Namespace) -> int | None:
     """Of a process that does nothing else; None where it is not measured."""
-    if candidate.mode != "eager" or options.device != "cpu" or options.effort == "smoke":
+    shown = candidate.name in (STRAIGHTFORWARD, OURS) and candidate.mode == "eager"
+    if not shown or options.device != "cpu" or options.effort == "smoke":
         return None
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_resident_here, (candidate, case, options))

@@ -147,6 +147,14 @@ def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
     return tokens.gather(1, flat[..., None].expand(-1, -1, tokens.shape[-1])).unflatten(1, index.shape[1:])
 
 
+def _cast_once(states: Tensor) -> Tensor:
+    """In autocast's type, where it is on; each of several projections would cast them anew, and keep a copy."""
+    device_type = states.device.type
+    if states.dtype is torch.float32 and torch.is_autocast_enabled(device_type):
+        return states.to(torch.get_autocast_dtype(device_type))
+    return states
+
+
 def _quadrants(grid_size: tuple[int, int], device: torch.device) -> list[Tensor]:
     """Patch indices of the grid's four quadrants, each (n,); in an odd grid the lower and right ones are larger."""
     rows, columns = grid_size
@@ -172,11 +180,11 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """softmax(QKᵀ·scaling)V, with the softmax in float32; (B, heads, L, d) in, (B, L, heads, d) out."""
+    """softmax(QKᵀ·scaling)V; (B, heads, L, d) in, (B, L, heads, d) out. In any type, softmax sums in float32."""
     weights = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
         weights = weights + attention_mask
-    weights = F.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.softmax(weights, dim=-1)
     weights = F.dropout(weights, p=dropout, training=module.training)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
@@ -220,6 +228,7 @@ class SparseJEPAAttention(nn.Module):
         return output.flatten(2), weights
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        hidden_states = _cast_once(hidden_states)
         projections = (self.q_proj, self.k_proj, self.v_proj)
         output, weights = self.attend(
             *(self._heads(projection(hidden_states)) for projection in projections), **kwargs
@@ -238,6 +247,7 @@ class SparseJEPABlockAttention(SparseJEPAAttention):
         self, hidden_states: Tensor, num_context: int, num_blocks: int, blocks_only: bool = False, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         """(B, Nc + M·Nt, D_p) -> the same, or with `blocks_only` the blocks' part (B, M·Nt, D_p)."""
+        hidden_states = _cast_once(hidden_states)
         key, value = (self._heads(projection(hidden_states)) for projection in (self.k_proj, self.v_proj))
         first = num_context if blocks_only else 0
         query = self._heads(self.q_proj(hidden_states[:, first:]))
