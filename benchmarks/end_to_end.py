@@ -231,15 +231,15 @@ def measure(case: Case, options: argparse.Namespace, watch_parts: bool) -> dict[
         Sizes, both sides' seconds a step, the parts' seconds a step, seconds a log and steps between logs.
     """
     device = torch.device(options.device)
-    silent = Parts()
-    parts = {side: Parts(_synchronizer(device)) if watch_parts else silent for side in ("run", "bare")}
+    # The run's log is timed apart in any case; it waits for what the steps before it left to the device.
+    parts = {side: Parts(_synchronizer(device)) for side in ("run", "bare")}
     turns = TakeTurns(case.block, device, parts)
     built: list[Any] = []
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
 
         def build(*args: Any, **kwargs: Any) -> Any:
             run = trainer.SparseJEPATrainer(*args, callbacks=[turns], **kwargs)
-            turns.bare = bare_step(run, parts["bare"])
+            turns.bare = bare_step(run, parts["bare"] if watch_parts else None)
             if watch_parts:
                 stack.enter_context(watch_run(run, parts["run"]))
             else:
@@ -275,14 +275,16 @@ def flags(case: Case, options: argparse.Namespace, folder: str) -> list[str]:
     return [str(CONFIGS / case.recipe), *(text for k, v in (values | given).items() for text in (f"--{k}", str(v)))]
 
 
-def bare_step(run: Any, parts: Parts) -> Callable[[], Tensor]:
-    """A bare step of a copy of the Trainer's model, at its batch and token counts, on images made here."""
+def bare_step(run: Any, parts: Parts | None = None) -> Callable[[], Tensor]:
+    """A bare step of a copy of the Trainer's model, at its batch and token counts, on images made here; with `parts`,
+    its parts are counted."""
     config, args = run.model.config, run.args
     sampler: MultiBlockMaskSampler = run.mask_sampler
     masks = sampler(args.train_batch_size, 0, device=args.device)
     generator = torch.Generator().manual_seed(args.seed)
     images = torch.randn(args.train_batch_size, config.num_channels, *config.image_sides, generator=generator)
-    step = BareStep(copy.deepcopy(run.model).to(args.device), learning_rate=args.learning_rate, watched=parts.watched)
+    watched = {} if parts is None else {"watched": parts.watched}
+    step = BareStep(copy.deepcopy(run.model).to(args.device), learning_rate=args.learning_rate, **watched)
     return partial(step, images.to(args.device), *masks)
 
 
@@ -335,16 +337,17 @@ def costs(case: dict[str, Any]) -> dict[str, float]:
     """What a run costs beyond bare steps, as shares of the bare step's time.
 
     `whole`: by the two sides' step times, logs included. `added`: the sum of the parts' differences, forward and
-    backward left out. `added_without_input`: the same without data loading and augmentation.
+    backward left out, against the bare step of the run that watched the parts. `added_without_input`: the same without
+    data loading and augmentation.
     """
-    bare = case["bare"]["median_s"]
+    bare, watched_bare = case["bare"]["median_s"], case["watched_bare_s"]
     differences = {n: p.get("run_s", 0.0) - p.get("bare_s", 0.0) for n, p in case["parts"].items()}
     added = {name: seconds for name, seconds in differences.items() if name not in SAME}
     own = sum(seconds for name, seconds in added.items() if name not in (LOADING, AUGMENTATION))
     return {
         "whole": case["excess"] + case["log_s"] / case["logging_steps"] / bare,
-        "added": sum(added.values()) / bare,
-        "added_without_input": own / bare,
+        "added": sum(added.values()) / watched_bare,
+        "added_without_input": own / watched_bare,
     }
 
 

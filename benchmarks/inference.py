@@ -28,10 +28,11 @@ import transformers
 from torch import Tensor, nn
 
 import sparsejepa_hf
-from benchmarks.harness.records import origin_line, parser, start, write
-from benchmarks.harness.timing import interleaved, speedup, summary
 from sparsejepa_hf import SparseJEPAConfig, SparseJEPAForPreTraining, SparseJEPAVisionModel
 from sparsejepa_hf.experiments.markdown import table
+
+from .harness.records import origin_line, parser, start, write
+from .harness.timing import interleaved, speedup, summary
 
 
 OURS = "ours"
@@ -418,7 +419,7 @@ def main(argv: list[str] | None = None) -> None:
     origin = start(options)
     chosen = workloads(options.effort)
     if options.checkpoint is not None:
-        chosen = [Workload(str(options.checkpoint), chosen[0].config, chosen[0].repeats)]
+        chosen = [Workload(Path(options.checkpoint).name, chosen[0].config, chosen[0].repeats)]
     starts = {name: COLD_STARTS[name] for name in _SMOKE_STARTS} if options.effort == "smoke" else COLD_STARTS
     repeats = options.repeats or (1 if options.effort != "full" else 5)
     rows = []
@@ -428,6 +429,8 @@ def main(argv: list[str] | None = None) -> None:
             rows += measure_features(workload, options, Path(folder) / str(place))
         config = SparseJEPAConfig.from_preset("vit-tiny")
         cold = measure_cold_starts(config, Path(folder), starts, repeats, options.threads)
+    # Where it lies on this machine says nothing.
+    options.checkpoint = options.checkpoint and Path(options.checkpoint).name
     write("inference", options, origin, {"rows": rows, "cold_starts": cold, "probe_images": _PROBE_IMAGES})
 
 

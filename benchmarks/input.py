@@ -193,15 +193,15 @@ def _tokens(context_mask: Tensor, target_mask: Tensor) -> dict[str, int]:
 
 
 def measure_augmentation(case: Case, images: list[Image.Image], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Crop, flip, jitter and normalisation alone, of one batch that lies ready."""
+    """Crop, flip, jitter and normalisation alone, of one batch that lies ready: PIL images, or one uint8 tensor."""
     images = images[: case.batch]
     pixels = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
-    pixels = pixels.contiguous().to(options.device)
+    pixels = pixels.contiguous()
     keys = stream_keys(options.seed, 0, torch.arange(case.batch, device=options.device), AUGMENTATION_STREAM)
     augment, transform = _augmentation(case, options), _transform(case, options)
     calls = {
-        TORCHVISION: lambda: torch.stack([transform(image) for image in images]),
-        BATCHED: lambda: augment(pixels, keys),
+        TORCHVISION: lambda: torch.stack([transform(image) for image in images]).to(options.device),
+        BATCHED: lambda: augment(pixels.to(options.device), keys),
     }
     rows = []
     for threads in _thread_counts(options):
@@ -254,7 +254,10 @@ class Sources:
     def passes(self, workers: int) -> dict[str, Callable[[], int]]:
         """A pass over each source, in shuffled whole batches; each returns the number of images it saw."""
         collate = _collator(self._sampler)
-        loaders = {name: build_loader(found, self.case.batch, collate, workers) for name, found in self.pil.items()}
+        pinned = self.options.device != "cpu"
+        loaders = {
+            name: build_loader(found, self.case.batch, collate, workers, pinned) for name, found in self.pil.items()
+        }
         calls = {name: lambda loader=loader: self._pil_pass(loader) for name, loader in loaders.items()}
         for name, dataset in self.ours.items():
             loader = self._trainer_loader(dataset, workers)
@@ -282,7 +285,7 @@ class Sources:
         seen = 0
         for (pixels, _), context_mask, target_mask in loader:
             for tensor in (pixels, context_mask, target_mask):
-                tensor.to(self.options.device)
+                tensor.to(self.options.device, non_blocking=True)
             seen += len(pixels)
         return seen
 

@@ -158,7 +158,7 @@ def measure(case: Case, options: argparse.Namespace, peaks: dict[str, dict[str, 
                 "speedup_over_fp32": speedup(baselines["fp32"], times),
                 "speedup_same_precision": speedup(baselines[candidate.precision], times),
                 **_operations(candidate, case, options, summary(times)["median_s"], peaks),
-                "peak_tensor_bytes": memory.peak_tensor_bytes(calls[candidate], options.device),
+                "peak_tensor_bytes": _peak_tensor_bytes(candidate, steps[candidate], batch, options.device),
                 "peak_resident_bytes": _resident(candidate, case, options),
             }
             for candidate, times in seconds.items()
@@ -196,6 +196,17 @@ def _operations(
         "flops": reached,
         "share_of_peak": reached / peaks[candidate.precision]["flops"],
     }
+
+
+def _peak_tensor_bytes(
+    candidate: Candidate, step: Step, batch: tuple[Tensor, Tensor, Tensor], device: str
+) -> int | None:
+    if candidate.mode == "CUDA graphs":
+        # What a graph holds was allocated when it was recorded.
+        return None
+    # Some free the gradients before a step, some after it: all begin without.
+    step.optimizer.zero_grad()
+    return memory.peak_tensor_bytes(partial(step, *batch), device)
 
 
 def _resident(candidate: Candidate, case: Case, options: argparse.Namespace) -> int | None:
@@ -250,7 +261,7 @@ def _render_case(case: dict[str, Any], record: dict[str, Any]) -> str:
             f"{row['counted_flops_per_image'] / 1e9:.2f}",
             f"{100 * row['share_of_peak']:.0f} %",
             _megabytes(row),
-            f"{row['peak_tensor_bytes'] / memories[row['precision']]:.2f}",
+            _times(row["peak_tensor_bytes"], memories[row["precision"]]),
         ]
         for row in case["rows"]
     ]
@@ -260,9 +271,13 @@ def _render_case(case: dict[str, Any], record: dict[str, Any]) -> str:
 
 def _megabytes(row: dict[str, Any]) -> str:
     """Tensors, and in brackets what the process grew by."""
-    resident = row["peak_resident_bytes"]
-    grown = NONE if resident is None else f"{resident / 1e6:,.0f}"
-    return f"{row['peak_tensor_bytes'] / 1e6:,.0f} ({grown})"
+    found = (row["peak_tensor_bytes"], row["peak_resident_bytes"])
+    tensors, grown = (NONE if size is None else f"{size / 1e6:,.0f}" for size in found)
+    return f"{tensors} ({grown})"
+
+
+def _times(size: int | None, baseline: int) -> str:
+    return NONE if size is None else f"{size / baseline:.2f}"
 
 
 def main(argv: list[str] | None = None) -> None:

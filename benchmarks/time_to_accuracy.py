@@ -11,6 +11,7 @@ not known here go to every run.
 
 import argparse
 import functools
+import hashlib
 import json
 import runpy
 import statistics
@@ -133,7 +134,7 @@ def main(argv: list[str] | None = None) -> None:
     _require_sense(options, own)
     origin = start(options)
     shared = {**_shared(options), **as_options(rest)}
-    measured = measure(options, shared)
+    measured = measure(options, shared, origin["commit"])
     # Where things lie on this machine says nothing.
     options.dataset = options.dataset and Path(options.dataset).name
     options.recipe, options.runs_dir = options.recipe.name, None
@@ -169,6 +170,11 @@ def _fill_in(options: argparse.Namespace) -> None:
 def _require_sense(options: argparse.Namespace, own: argparse.ArgumentParser) -> None:
     if any(not 0 < threshold <= 1 for threshold in options.thresholds):
         own.error(f"--thresholds are {options.thresholds}; expected accuracies in (0, 1], such as 0.2 for 20 %")
+    if options.device != "cpu" or options.repeats is not None:
+        own.error(
+            f"--device is {options.device}, --repeats {options.repeats}; expected neither: a run trains where its "
+            "recipe says, and is repeated by --seeds"
+        )
     if options.knn_steps < 1 or options.jobs < 1 or options.threads < 1:
         own.error(
             f"--knn_steps is {options.knn_steps}, --jobs {options.jobs}, --threads {options.threads}; expected at "
@@ -185,14 +191,15 @@ def _shared(options: argparse.Namespace) -> dict[str, Any]:
     return {"save_strategy": "no", "report_to": "none", **brief, **data}
 
 
-def measure(options: argparse.Namespace, shared: dict[str, Any]) -> dict[str, Any]:
+def measure(options: argparse.Namespace, shared: dict[str, Any], commit: str | None = None) -> dict[str, Any]:
     """Makes the runs; returns every run's curve and what it took to reach each threshold.
 
     Raises:
         ValueError: if the recipe is of I-JEPA, where nothing would tell the methods apart, or options are impossible.
     """
-    # Threads, runs at a time and interval decide what is measured, so runs with others are no match.
-    place = f"knn{options.knn_steps}-jobs{options.jobs}-threads{options.threads}"
+    # Code, threads, runs at a time, interval and every option decide what is measured: runs with others are no match.
+    given = hashlib.sha256(json.dumps(shared, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    place = f"{(commit or 'unknown')[:12]}-{given}-knn{options.knn_steps}-jobs{options.jobs}-threads{options.threads}"
     folder = options.runs_dir / place
     runs = Runs(options.recipe, command(options.knn_steps), folder, shared, options.jobs, options.threads)
     wanted = [Run(method, seed, METHODS[method]) for seed in options.seeds for method in options.methods]

@@ -23,7 +23,14 @@ TrainingStep = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def take(tokens: Tensor, index: Tensor) -> Tensor:
     """Tokens (B, N, D) at indices (B, n) -> (B, n, D)."""
-    return torch.gather(tokens, 1, index.unsqueeze(-1).repeat(1, 1, tokens.shape[-1]))
+    return tokens.gather(1, index[..., None].expand(*index.shape, tokens.shape[-1]))
+
+
+@torch.no_grad()
+def average_in_a_loop(target_encoder: nn.Module, encoder: nn.Module, momentum: float) -> None:
+    """θ̄ ← m θ̄ + (1−m) θ, one tensor after another."""
+    for average, parameter in zip(target_encoder.parameters(), encoder.parameters(), strict=True):
+        average.lerp_(parameter, 1.0 - momentum)
 
 
 class LoopEncoder(nn.Module):
@@ -135,20 +142,13 @@ class StraightforwardLoop:
         wanted = take(targets, target_mask.flatten(1)).view(-1, target_mask.shape[2], targets.shape[-1])
         return F.smooth_l1_loss(predicted.float(), wanted)
 
-    @torch.no_grad()
-    def update_target(self) -> None:
-        """θ̄ ← m θ̄ + (1−m) θ, one tensor after another."""
-        pairs = zip(self.target_encoder.parameters(), self.encoder.parameters(), strict=True)
-        for target, source in pairs:
-            target.data.mul_(self.momentum).add_((1.0 - self.momentum) * source.data)
-
     def __call__(self, pixel_values: Tensor, context_mask: Tensor, target_mask: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             loss = self.loss(pixel_values, context_mask, target_mask)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        self.update_target()
+        average_in_a_loop(self.target_encoder, self.encoder, self.momentum)
         return loss.detach()
 
 

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from sparsejepa_hf import SparseJEPAConfig
 
+from .ijepa_loop import average_in_a_loop
+
 
 _NEEDED = ("src/models/vision_transformer.py", "src/masks/utils.py")
 
@@ -73,18 +75,13 @@ class OfficialLoop:
         predicted = self.predictor(self.encoder(pixel_values, [context_mask]), [context_mask], masks)
         return F.smooth_l1_loss(predicted.float(), targets)
 
-    @torch.no_grad()
-    def _update_target(self) -> None:
-        for target, source in zip(self.target_encoder.parameters(), self.encoder.parameters(), strict=True):
-            target.data.mul_(self.momentum).add_((1.0 - self.momentum) * source.data)
-
     def __call__(self, pixel_values: Tensor, context_mask: Tensor, target_mask: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             loss = self.loss(pixel_values, context_mask, target_mask)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        self._update_target()
+        average_in_a_loop(self.target_encoder, self.encoder, self.momentum)
         return loss.detach()
 
 

@@ -65,9 +65,13 @@ def folder_images(folder: Path, transform: Callable[[Image.Image], Tensor]) -> D
 
 
 def build_loader(
-    dataset: Dataset, batch_size: int, collate: Callable[[Sequence[Any]], Any], num_workers: int
+    dataset: Dataset,
+    batch_size: int,
+    collate: Callable[[Sequence[Any]], Any],
+    num_workers: int,
+    pin_memory: bool = False,
 ) -> DataLoader:
-    """Shuffled whole batches; workers, if any, live as long as the loader."""
+    """Shuffled whole batches, in pinned memory if asked for; workers, if any, live as long as the loader."""
     return DataLoader(
         dataset,
         batch_size,
@@ -75,5 +79,6 @@ def build_loader(
         drop_last=True,
         collate_fn=collate,
         num_workers=num_workers,
+        pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
     )

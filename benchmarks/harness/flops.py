@@ -8,6 +8,7 @@ pass (its input's gradient and its weight's), but the patch projection only once
 from collections.abc import Callable
 from typing import Any
 
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from sparsejepa_hf import SparseJEPAConfig
@@ -96,7 +97,7 @@ def step_flops(config: SparseJEPAConfig, context: int, blocks: int, target: int)
 
 
 def counted_flops(call: Callable[[], Any]) -> int:
-    """Operations of `call` by torch's counter; fused attention counts its recomputation, plain products do not."""
-    with FlopCounterMode(display=False) as counter:
+    """Operations of `call` by torch's counter, attention as plain products: fused kernels count otherwise, or not."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops()

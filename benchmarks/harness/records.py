@@ -36,7 +36,15 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def start(options: argparse.Namespace) -> dict[str, Any]:
-    """Sets threads and seed; returns where the numbers will come from, to be taken before they are measured."""
+    """Sets threads and seed; returns where the numbers will come from, to be taken before they are measured.
+
+    Raises:
+        ValueError: for a device that is not measured, or numbers below 1.
+    """
+    if torch.device(options.device).type not in ("cpu", "cuda"):
+        raise ValueError(f"--device is {options.device}; expected cpu or cuda: no other device's work is waited for.")
+    if options.threads < 1 or (options.repeats is not None and options.repeats < 1):
+        raise ValueError(f"--threads is {options.threads}, --repeats {options.repeats}; expected at least 1 each.")
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     origin = provenance()

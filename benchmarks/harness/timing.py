@@ -39,14 +39,15 @@ def interleaved(
 
 
 def _timed(call: Callable[[], Any], device: torch.device | str) -> float:
-    _synchronize(device)
+    synchronize(device)
     start = time.perf_counter()
     call()
-    _synchronize(device)
+    synchronize(device)
     return time.perf_counter() - start
 
 
-def _synchronize(device: torch.device | str) -> None:
+def synchronize(device: torch.device | str) -> None:
+    """Waits until an accelerator has done what it was given."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -45,14 +45,15 @@ registration.install()
 
 
 def __getattr__(name: str) -> Any:
-    if name in _SUBMODULES:
-        return importlib.import_module(f".{name}", __name__)
-    if name not in _HOMES:
+    if name not in _HOMES and name not in _SUBMODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = _HOMES[name]
+    home = _HOMES.get(name, name)
     if home in registration.AUTO_MODULES:
         importlib.import_module(registration.AUTO_MODULES[home])
-    value = getattr(importlib.import_module(f".{home}", __name__), name)
+    module = importlib.import_module(f".{home}", __name__)
+    if name in _SUBMODULES:
+        return module
+    value = getattr(module, name)
     globals()[name] = value
     return value
 

@@ -10,6 +10,7 @@ bit-equal on every device.
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,20 +33,36 @@ def _mix_int(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def _shift_right_(value: Tensor, bits: int, out: Tensor) -> Tensor:
+def _mix_(value: Tensor, whole: bool = True) -> Tensor:
+    """The hash of int64 numbers, in place; unless `whole`, without its last step, which leaves the upper 31 bits."""
+    if value.device.type == "cpu":
+        _mix_array_(value.numpy().view(np.uint64), whole)
+    else:
+        _mix_tensor_(value, whole)
+    return value
+
+
+def _mix_array_(value: np.ndarray, whole: bool) -> None:
+    # numpy shifts unsigned numbers in one pass; torch takes two, and longer for each of many small calls.
+    scratch = np.empty_like(value)
+    value ^= np.right_shift(value, np.uint64(30), out=scratch)
+    value *= np.uint64(_MIX1)
+    value ^= np.right_shift(value, np.uint64(27), out=scratch)
+    value *= np.uint64(_MIX2)
+    if whole:
+        value ^= np.right_shift(value, np.uint64(31), out=scratch)
+
+
+def _mix_tensor_(value: Tensor, whole: bool) -> None:
+    value.bitwise_xor_(_shift_right(value, 30)).mul_(_signed(_MIX1))
+    value.bitwise_xor_(_shift_right(value, 27)).mul_(_signed(_MIX2))
+    if whole:
+        value.bitwise_xor_(_shift_right(value, 31))
+
+
+def _shift_right(value: Tensor, bits: int) -> Tensor:
     # `>>` on int64 keeps the sign; a hash wants zeros shifted in.
-    return torch.bitwise_right_shift(value, bits, out=out).bitwise_and_((1 << (64 - bits)) - 1)
-
-
-def _mix_all_but_last_shift_(value: Tensor, scratch: Tensor) -> Tensor:
-    # In place: at a batch's size, what costs is memory traffic and calls.
-    value.bitwise_xor_(_shift_right_(value, 30, scratch)).mul_(_signed(_MIX1))
-    return value.bitwise_xor_(_shift_right_(value, 27, scratch)).mul_(_signed(_MIX2))
-
-
-def _mix_(value: Tensor, scratch: Tensor) -> Tensor:
-    value = _mix_all_but_last_shift_(value, scratch)
-    return value.bitwise_xor_(_shift_right_(value, 31, scratch))
+    return (value >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def stream_keys(seed: int, step: int, slots: Tensor, stream: int) -> Tensor:
@@ -62,8 +79,7 @@ def stream_keys(seed: int, step: int, slots: Tensor, stream: int) -> Tensor:
     """
     base = _mix_int(_mix_int(_mix_int(seed + _GOLDEN) + step + _GOLDEN) + stream + _GOLDEN)
     keys = (slots * _signed(_GOLDEN)).add_(_signed(base))
-    scratch = torch.empty_like(keys)
-    return _mix_(_mix_(keys, scratch), scratch)
+    return _mix_(_mix_(keys))
 
 
 def counters(count: int, device: torch.device | str = "cpu") -> Tensor:
@@ -74,8 +90,7 @@ def counters(count: int, device: torch.device | str = "cpu") -> Tensor:
 def uniform_integers(keys: Tensor, counters: Tensor) -> Tensor:
     """[`uniform`] times 2**24, as int64 of shape `keys.shape + counters.shape`, for `counters` (n,)."""
     # The hash's last step does not reach its upper 24 bits.
-    bits = keys.unsqueeze(-1) + counters
-    _mix_all_but_last_shift_(bits, torch.empty_like(bits))
+    bits = _mix_(keys.unsqueeze(-1) + counters, whole=False)
     return bits.bitwise_right_shift_(40).bitwise_and_((1 << 24) - 1)
 
 
@@ -92,8 +107,7 @@ def uniform(keys: Tensor, count: int) -> Tensor:
 def normal(keys: Tensor, count: int) -> Tensor:
     """Standard normal float32 numbers of shape `keys.shape + (count,)` (Box & Muller, 1958)."""
     half = (count + 1) // 2
-    bits = keys.unsqueeze(-1) + counters(half, keys.device)
-    _mix_(bits, torch.empty_like(bits))
+    bits = _mix_(keys.unsqueeze(-1) + counters(half, keys.device))
     # One hash feeds a pair: its upper 24 bits give the radius, the next 24 the angle.
     radius = (((bits >> 40) & 0xFFFFFF).to(torch.float32) + 1.0) * 2.0**-24
     angle = ((bits >> 16) & 0xFFFFFF).to(torch.float32) * (2.0 * math.pi * 2.0**-24)

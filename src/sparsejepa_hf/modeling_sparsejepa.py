@@ -150,7 +150,8 @@ def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
 def _cast_once(states: Tensor) -> Tensor:
     """In autocast's type, where it is on; each of several projections would cast them anew, and keep a copy."""
     device_type = states.device.type
-    if states.dtype is torch.float32 and torch.is_autocast_enabled(device_type):
+    # Tensors without values know no autocast.
+    if states.dtype is torch.float32 and device_type != "meta" and torch.is_autocast_enabled(device_type):
         return states.to(torch.get_autocast_dtype(device_type))
     return states
 

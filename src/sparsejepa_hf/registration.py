@@ -5,7 +5,6 @@ transformers loads its Auto classes, and with them torch, when they are first as
 it registers at once what is loaded already, and leaves an import hook for the rest.
 """
 
-import contextlib
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -62,7 +61,8 @@ def _register_image_processors() -> None:
 
 
 # What is loaded first where the family's files are asked for by name: registration then takes place under the import
-# lock of the Auto classes, and no other thread finds them without the family.
+# lock of the Auto classes. Another thread may still find them without the family while a first import of a
+# transformers model is under way.
 AUTO_MODULES = {"configuration_sparsejepa": _AUTO_CONFIGURATION, "modeling_sparsejepa": _AUTO_MODELS}
 
 # Each registration: the modules of which any one, once loaded, calls for it, and those for whose end it waits, in
@@ -125,8 +125,8 @@ def _settle(loaded: str | None = None) -> None:
             _running.discard(run)
         _pending.discard(step)
     if not _pending:
-        with contextlib.suppress(ValueError):
-            sys.meta_path.remove(_FINDER)
+        # A list of its own: a thread that is walking through the old one must not skip a finder.
+        sys.meta_path = [finder for finder in sys.meta_path if finder is not _FINDER]
 
 
 class _Loader:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import summary
 from benchmarks.harness import records
 from sparsejepa_hf.experiments import paper_table, read_record, sparsity_sweep
 from sparsejepa_hf.experiments.markdown import render_into
@@ -16,6 +17,7 @@ from sparsejepa_hf.experiments.markdown import render_into
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+BENCHMARKS_README = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
 RESULTS = sorted((ROOT / "results").glob("*.json"))
 WRITTEN_BY_RUNS = {"pretraining_options.yaml", "finetuning_options.yaml"}
 
@@ -30,9 +32,14 @@ def rendered(path: Path) -> str:
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
 def test_the_table_is_the_rendering_of_the_results_file(path):
-    """Rendering again changes nothing, in the README and beside the results."""
-    assert render_into(README, path.name, rendered(path)) == README
+    """Rendering again changes nothing, in the README (the benchmarks', for theirs) and beside the results."""
+    readme = BENCHMARKS_README if path.stem.startswith("benchmark_") else README
+    assert render_into(readme, path.name, rendered(path)) == readme
     assert path.with_suffix(".md").read_text(encoding="utf-8") == rendered(path) + "\n"
+
+
+def test_the_summary_of_the_benchmarks_is_the_rendering_of_their_records():
+    assert render_into(README, "benchmarks", summary.render(summary.read(ROOT / "results"))) == README
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
@@ -53,7 +60,7 @@ def test_there_are_results():
 def test_every_file_that_the_readme_names_exists():
     names = set(re.findall(r"`([\w-]+\.yaml)`", README)) | set(re.findall(r"configs/([\w-]+\.yaml)", README))
     scripts = set(re.findall(r"examples/(\w+\.py)", README)) | set(re.findall(r"`(\w+\.py)`", README))
-    benchmarks = set(re.findall(r"python -m benchmarks\.(\w+)", README))
+    benchmarks = set(re.findall(r"python -m benchmarks\.(\w+)", README + BENCHMARKS_README))
     assert all((ROOT / "benchmarks" / f"{name}.py").is_file() for name in benchmarks)
     pictures = set(re.findall(r"\]\((results/\w+\.png)\)", README))
     assert names and scripts and pictures

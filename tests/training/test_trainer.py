@@ -11,8 +11,19 @@ import safetensors.torch
 import torch
 from transformers import AutoImageProcessor, AutoModel, TrainerCallback
 
-from sparsejepa_hf import SparseJEPAVisionModel
-from sparsejepa_hf.data import StreamingImageDataset, build_scenes
+from sparsejepa_hf import (
+    SparseJEPAForPreTraining,
+    SparseJEPATrainer,
+    SparseJEPATrainingArguments,
+    SparseJEPAVisionModel,
+)
+from sparsejepa_hf.data import (
+    StreamingImageDataset,
+    build_image_dataset,
+    build_scenes,
+    collate_images,
+    load_image_dataset,
+)
 from sparsejepa_hf.training import callbacks as steps
 from sparsejepa_hf.training.checkpoints import last_complete_checkpoint
 from sparsejepa_hf.training.monitors import NonFiniteLossError
@@ -792,3 +803,52 @@ def test_a_saved_run_loads_without_a_warning(make_trainer, hear_warnings):
     trainer.save_model()
     AutoModel.from_pretrained(trainer.args.output_dir)
     assert not [message for message in hear_warnings.messages if "Configuration keys" in message]
+
+
+class TestDataOnDevice:
+    @pytest.mark.parametrize("accumulation", [1, 2])
+    def test_it_changes_no_bit_of_the_weights(self, make_trainer, weights_of, accumulation):
+        """Same images in the same order, over three epochs; labels, which training does not use, stay behind."""
+        scenes = load_image_dataset("synthetic-scenes", max_examples=32)
+        dataset = build_image_dataset(scenes, 16, cache=True)
+        assert len(dataset) == 32 and dataset.has_labels
+        found = []
+        for data_on_device in (False, True):
+            trainer = make_trainer(
+                train_dataset=dataset,
+                max_steps=10 // accumulation,
+                gradient_accumulation_steps=accumulation,
+                data_on_device=data_on_device,
+            )
+            trainer.train()
+            found.append(weights_of(trainer))
+        assert all(torch.equal(found[0][name], weight) for name, weight in found[1].items())
+
+    @pytest.mark.cuda
+    def test_on_a_gpu_it_changes_no_bit_of_the_loss_of_the_first_step(self, make_trainer):
+        dataset = build_image_dataset(load_image_dataset("synthetic-scenes", max_examples=32), 16, cache=True)
+        losses = []
+        for data_on_device in (False, True):
+            trainer = make_trainer(
+                train_dataset=dataset,
+                max_steps=1,
+                use_cpu=False,
+                dataloader_pin_memory=True,
+                data_on_device=data_on_device,
+            )
+            losses.append(trainer.train().training_loss)
+        assert losses[0] == losses[1]
+
+    def test_a_collator_that_would_not_be_called_is_refused(self, make_small_config, tmp_path):
+        dataset = build_image_dataset(load_image_dataset("synthetic-scenes", max_examples=32), 16, cache=True)
+        arguments = SparseJEPATrainingArguments(str(tmp_path), use_cpu=True, report_to="none", data_on_device=True)
+        with pytest.raises(ValueError, match="one or the other"):
+            SparseJEPATrainer(
+                SparseJEPAForPreTraining(make_small_config()), arguments, dataset, data_collator=collate_images
+            )
+
+    def test_images_that_are_not_in_memory_are_refused(self, make_trainer, make_dataset):
+        scenes = build_image_dataset(load_image_dataset("synthetic-scenes", max_examples=32), 16, cache=False)
+        for dataset in (scenes, make_dataset()):
+            with pytest.raises(ValueError, match="cache=True"):
+                make_trainer(train_dataset=dataset, data_on_device=True)

@@ -4,6 +4,7 @@
 from .augmentation import BatchAugmentation, normalize_images
 from .dataset import (
     ImageDataset,
+    ResidentImages,
     StreamingImageDataset,
     TooManyBadImagesError,
     build_image_dataset,
@@ -18,6 +19,7 @@ __all__ = [
     "SYNTHETIC_SCENES",
     "BatchAugmentation",
     "ImageDataset",
+    "ResidentImages",
     "StreamingImageDataset",
     "TooManyBadImagesError",
     "UndecodableImageError",

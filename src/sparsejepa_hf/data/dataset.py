@@ -267,6 +267,38 @@ def build_image_dataset(
     return ImageDataset(dataset, image_size, cache=cache, max_bad_fraction=max_bad_fraction, num_threads=num_threads)
 
 
+class ResidentImages(torch.utils.data.Dataset):
+    """Cached images that lie on a device: an example is a place, and a batch of images is gathered there.
+
+    A loader then moves eight bytes an image, where it would stack and copy its pixels.
+
+    Args:
+        dataset: a cached [`ImageDataset`]; another's examples may be made on the way, and would not be here.
+        device: where the images are to lie, all of them.
+
+    Raises:
+        ValueError: the data set is not held in memory.
+    """
+
+    def __init__(self, dataset: torch.utils.data.Dataset, device: torch.device | str) -> None:
+        if type(dataset) is not ImageDataset or dataset.pixel_values is None:
+            raise ValueError(
+                f"A {type(dataset).__name__} without a cache of its images is given, but only cached ones can lie on "
+                "the device. Build it with build_image_dataset(..., cache=True), or set data_on_device to false."
+            )
+        self._pixel_values = dataset.pixel_values.to(device)
+
+    def __len__(self) -> int:
+        return len(self._pixel_values)
+
+    def __getitem__(self, index: int) -> dict[str, int]:
+        return {"places": index}
+
+    def gather(self, places: Tensor) -> Tensor:
+        """Images, uint8 (B, 3, S, S), at `places`, int64 (B,), of the device."""
+        return self._pixel_values.index_select(0, places)
+
+
 def collate_images(examples: Sequence[Example]) -> dict[str, Tensor]:
     """Stacks B examples into `pixel_values`, uint8 (B, 3, S, S), and, if they have labels, `labels`, int64 (B,)."""
     batch = {"pixel_values": torch.stack([example["pixel_values"] for example in examples])}

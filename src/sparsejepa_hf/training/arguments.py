@@ -56,6 +56,12 @@ class SparseJEPATrainingArguments(TrainingArguments):
         default_factory=lambda: [0.75, 1.5], metadata={"help": "Lowest and highest height/width of a block."}
     )
 
+    # Data.
+    data_on_device: bool = field(
+        default=False,
+        metadata={"help": "Keep all training images on the training device; needs a data set cached in memory."},
+    )
+
     # Target encoder.
     ema_momentum: float = field(default=0.996, metadata={"help": "EMA momentum at the start, in [0, 1)."})
     ema_momentum_end: float = field(default=0.9999, metadata={"help": "EMA momentum at the end, in [0, 1)."})

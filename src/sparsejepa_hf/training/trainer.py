@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from transformers import Trainer, ViTImageProcessor
 from transformers.image_utils import PILImageResampling
 
 from ..counter_rng import normal, stream_keys
-from ..data import BatchAugmentation, StreamingImageDataset, collate_images, normalize_images
+from ..data import BatchAugmentation, ResidentImages, StreamingImageDataset, collate_images, normalize_images
 from ..masking import MultiBlockMaskSampler
 from ..modeling_sparsejepa import SparseJEPAForPreTraining, SparseJEPAForPreTrainingOutput
 from . import callbacks as steps
@@ -120,6 +120,7 @@ class SparseJEPATrainer(Trainer):
         self._throughput, self._guard = Throughput(), CollapseGuard(args)
         self._slot_step, self._next_slot, self._evaluation_slot = -1, 0, 0
         self._operations: dict[int, int] = {}
+        self._resident = self._resident_images(train_dataset, data_collator)
         self.add_callback(steps.OptimizerStepCallback())
         self._add_knn_monitor(knn_datasets)
 
@@ -139,6 +140,16 @@ class SparseJEPATrainer(Trainer):
             horizontal_flip=args.horizontal_flip,
             color_jitter=args.color_jitter,
         )
+
+    def _resident_images(self, dataset: Dataset | None, data_collator: Any) -> ResidentImages | None:
+        if not self.args.data_on_device or dataset is None:
+            return None
+        if data_collator is not None:
+            raise ValueError(
+                f"data_on_device is true and a data_collator is given ({data_collator}), but images on the device are "
+                "not collated; expected one or the other. Leave out data_collator, or set data_on_device to false."
+            )
+        return ResidentImages(dataset, self.args.device)
 
     def _add_knn_monitor(self, knn_datasets: tuple[Dataset, Dataset] | None) -> None:
         if self.args.knn_steps and knn_datasets is None:
@@ -237,6 +248,24 @@ class SparseJEPATrainer(Trainer):
                 f"The model's image_size is {self.model.config.image_size}, but uint8 images are augmented as squares "
                 "only. Give the trainer normalised float images instead."
             )
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As in `Trainer`; with `data_on_device` its batches are places, for the same images in the same order."""
+        if self._resident is None:
+            return super().get_train_dataloader()
+        given = self.train_dataset, self.data_collator
+        self.train_dataset, self.data_collator = self._resident, default_collate
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.train_dataset, self.data_collator = given
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[dict[str, Tensor]], Any]:
+        """As in `Trainer`; images that lie on the device are gathered here."""
+        batches, count = super().get_batch_samples(*args, **kwargs)
+        if self._resident is not None:
+            batches = [{"pixel_values": self._resident.gather(batch["places"])} for batch in batches]
+        return batches, count
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
         """As in `Trainer`; every held-out image counts, also those of the last, smaller batch."""

@@ -1,0 +1,161 @@
+# Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
+"""The benchmarks' main ratios in one table, each beside the goal that was set for it.
+
+python -m benchmarks.summary
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sparsejepa_hf.experiments.markdown import render_into, table
+
+from . import input as input_pipeline
+from . import step
+from .end_to_end import costs
+from .harness import records
+from .harness.records import ROOT, origin_line
+
+
+Row = tuple[str, str, str]
+NAMES = ("step", "input", "end_to_end", "inference")
+
+
+def read(results_dir: Path, device: str = "cpu") -> dict[str, dict[str, Any]]:
+    """The full runs' records by benchmark.
+
+    Raises:
+        FileNotFoundError: if one is missing.
+    """
+    paths = {name: results_dir / f"benchmark_{name}_{device}.json" for name in NAMES}
+    missing = [name for name, path in paths.items() if not path.is_file()]
+    if missing:
+        commands = ", ".join(f"`python -m benchmarks.{name}`" for name in missing)
+        raise FileNotFoundError(f"{results_dir} has no full record of {', '.join(missing)}; run {commands} first.")
+    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items()}
+
+
+def render(found: dict[str, dict[str, Any]]) -> str:
+    """The table in Markdown."""
+    rows = [
+        *_step_rows(found["step"]),
+        *_input_rows(found["input"]),
+        *_run_rows(found["end_to_end"]),
+        *_inference_rows(found["inference"]),
+    ]
+    return f"{table(['what', 'measured', 'goal'], rows)}\n\n{origin_line(found['step'])}"
+
+
+def _step_rows(record: dict[str, Any]) -> Iterator[Row]:
+    case = record["cases"][0]
+    rows = {(row["candidate"], row["precision"], row["mode"]): row for row in case["rows"]}
+    ours = rows[step.OURS, "fp32", "eager"]
+    best = max((row for key, row in rows.items() if key[0] == step.OURS), key=lambda row: row["speedup_over_fp32"])
+    where = f"{case['name']}, batch {case['batch']}"
+    yield (
+        f"step against a straightforward I-JEPA loop, both in fp32 ({where})",
+        f"{ours['speedup_over_fp32']:.2f}×",
+        "1.15×",
+    )
+    setting = f"{best['precision']}, {best['mode']}"
+    yield f"our best setting ({setting}) against that loop in fp32", f"{best['speedup_over_fp32']:.2f}×", "1.8×"
+    yield (
+        f"our best setting ({setting}) against that loop in {best['precision']}",
+        f"{best['speedup_same_precision']:.2f}×",
+        "",
+    )
+    lightly = rows.get((step.LIGHTLY, "fp32", "eager"))
+    if lightly:
+        yield (
+            "step against lightly's I-JEPA modules, both in fp32",
+            f"{lightly['median_s'] / ours['median_s']:.2f}×",
+            "",
+        )
+    added = ", ".join(f"{100 * cost:+.1f} % in {precision}" for precision, cost in case["grouping_cost"].items())
+    yield "what the grouping adds to a step of I-JEPA", added, "at most 8 %"
+    yield "share of the measured peak of a matrix product, fp32", f"{100 * ours['share_of_peak']:.0f} %", "60 %"
+    for precision in step.PRECISIONS:
+        baseline = rows[step.STRAIGHTFORWARD, precision, "eager"]["peak_tensor_bytes"]
+        ratio = rows[step.OURS, precision, "eager"]["peak_tensor_bytes"] / baseline
+        yield f"peak memory of a step against the straightforward loop's, {precision}", f"{ratio:.2f}×", "0.8×"
+
+
+def _input_rows(record: dict[str, Any]) -> Iterator[Row]:
+    masks = next(
+        row
+        for row in record["masks"]
+        if (row["candidate"], row["grid"], row["batch"], row["threads"]) == (input_pipeline.SAMPLER, 8, 256, 1)
+    )
+    yield "masks against a collator image by image, 8 × 8, batch 256", f"{masks['speedup']:.0f}×", "50×"
+    small = min(row["image_size"] for row in record["pipeline"])
+    for name in (input_pipeline.MEMORY, input_pipeline.ROWS, input_pipeline.FOLDER):
+        row = next(
+            row
+            for row in record["pipeline"]
+            if (row["candidate"], row["image_size"], row["workers"], row["threads"]) == (name, small, 0, 1)
+        )
+        yield (
+            f"input, {name.removeprefix('ours, ')}, against the {input_pipeline.BESIDE[name]}, {small} px, one core",
+            f"{row['speedup']:.1f}×",
+            "5×",
+        )
+    slowest = max((row for row in record["step"] if row["candidate"].startswith("ours")), key=lambda row: row["share"])
+    yield (
+        "our slowest input's share of input, forward and backward pass of ViT-Tiny, in series",
+        f"{100 * slowest['share']:.1f} %",
+        "no bottleneck",
+    )
+
+
+def _run_rows(record: dict[str, Any]) -> Iterator[Row]:
+    for case in record["cases"]:
+        yield (
+            f"a whole run beyond its bare steps, {case['name']}, batch {case['batch']}",
+            f"{100 * costs(case)['whole']:+.1f} %",
+            "at most 5 %" if case["batch"] == 256 else "",
+        )
+
+
+def _inference_rows(record: dict[str, Any]) -> Iterator[Row]:
+    starts = {row["name"]: row["median_s"] for row in record["cold_starts"]}
+    ratio = starts["import sparsejepa_hf"] / starts["import transformers"]
+    yield "`import sparsejepa_hf` against `import transformers`", f"{ratio:.2f}×", "below 1.3×"
+    loading = starts["AutoModel.from_pretrained"] / starts["IJepaModel.from_pretrained"]
+    yield "a fresh process that loads our ViT-Tiny, against transformers' `IJepaModel`", f"{loading:.2f}×", ""
+
+
+def write(results_dir: Path) -> None:
+    """Renders the records of full runs between their marks in the two READMEs."""
+    _render_file(ROOT / "README.md", {"benchmarks": render(read(results_dir))})
+    tables = {}
+    for path in sorted(results_dir.glob("benchmark_*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["options"]["effort"] == "full":
+            tables[path.name] = records.render(record)
+            path.with_suffix(".md").write_text(tables[path.name] + "\n", encoding="utf-8")
+    _render_file(ROOT / "benchmarks" / "README.md", tables)
+
+
+def _render_file(path: Path, contents: dict[str, str]) -> None:
+    text = path.read_text(encoding="utf-8")
+    for name, content in contents.items():
+        text = render_into(text, name, content)
+    path.write_text(text, encoding="utf-8")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Prints the table, and writes it on demand."""
+    flags = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    flags.add_argument("--results_dir", type=Path, default=ROOT / "results", help="where the records lie")
+    flags.add_argument("--device", default="cpu", help="cpu or cuda")
+    flags.add_argument("--write", action="store_true", help="render all records into the READMEs too")
+    options = flags.parse_args(argv)
+    print(render(read(options.results_dir, options.device)))
+    if options.write:
+        write(options.results_dir)
+
+
+if __name__ == "__main__":
+    main()
