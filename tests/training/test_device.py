@@ -183,11 +183,12 @@ def test_the_watch_notices_a_copy_to_the_device():
 
 def test_batches_in_pinned_memory_are_copied_without_waiting_unless_the_user_says_otherwise(tmp_path):
     def non_blocking(**given: Any) -> bool:
-        arguments = SparseJEPATrainingArguments(str(tmp_path), use_cpu=True, report_to="none", **given)
+        arguments = SparseJEPATrainingArguments(str(tmp_path), report_to="none", **given)
         return arguments.accelerator_config.non_blocking
 
     assert non_blocking()
     assert not non_blocking(dataloader_pin_memory=False)
+    assert not non_blocking(use_cpu=True)
     assert not non_blocking(accelerator_config={"non_blocking": False})
 
 

@@ -103,7 +103,7 @@ class SparseJEPATrainingArguments(TrainingArguments):
     def __post_init__(self):
         if self.lr_scheduler_kwargs is None and self.lr_scheduler_type == "cosine_with_min_lr":
             self.lr_scheduler_kwargs = {"min_lr": 1e-6}
-        if self.accelerator_config is None and self.dataloader_pin_memory:
+        if self.accelerator_config is None and self.dataloader_pin_memory and not self.use_cpu:
             # transformers' default waits for the copy of each batch, even from pinned memory.
             self.accelerator_config = {"non_blocking": True}
         super().__post_init__()
