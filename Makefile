@@ -32,7 +32,7 @@ test-floors:
 	$(FLOORS_VENV)/bin/python -m pip install --disable-pip-version-check -e ".[dev]" -c tests/floors.txt
 	$(FLOORS_VENV)/bin/python -m pytest
 
-# Every benchmark, short, in under 10 minutes; `python -m benchmarks.NAME` measures one in full.
+# Every benchmark, short; `python -m benchmarks.NAME` measures one in full.
 BENCHMARKS := step input end_to_end scaling inference time_to_accuracy
 benchmark: $(READY)
 	for name in $(BENCHMARKS); do \
