@@ -90,7 +90,25 @@ class LoopPredictor(nn.Module):
         return self.head(self.norm(tokens[:, context.shape[1] :]))
 
 
-class StraightforwardLoop:
+class Loop:
+    """One optimizer step for each call, whatever the modules: a subclass has `encoder`, `predictor`, `target_encoder`,
+    `optimizer`, `device`, `autocast`, `momentum` and `loss`."""
+
+    def __call__(self, pixel_values: Tensor, context_mask: Tensor, target_mask: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            loss = self.loss(pixel_values, context_mask, target_mask)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.update_target()
+        return loss.detach()
+
+    def update_target(self) -> None:
+        """θ̄ ← m θ̄ + (1−m) θ."""
+        average_in_a_loop(self.target_encoder, self.encoder, self.momentum)
+
+
+class StraightforwardLoop(Loop):
     """One optimizer step of I-JEPA for each call.
 
     Args:
@@ -141,15 +159,6 @@ class StraightforwardLoop:
         )
         wanted = take(targets, target_mask.flatten(1)).view(-1, target_mask.shape[2], targets.shape[-1])
         return F.smooth_l1_loss(predicted.float(), wanted)
-
-    def __call__(self, pixel_values: Tensor, context_mask: Tensor, target_mask: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            loss = self.loss(pixel_values, context_mask, target_mask)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        average_in_a_loop(self.target_encoder, self.encoder, self.momentum)
-        return loss.detach()
 
 
 def _copy_encoder(ours: nn.Module, theirs: LoopEncoder) -> None:

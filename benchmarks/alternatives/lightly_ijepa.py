@@ -10,8 +10,10 @@ from torch import Tensor
 
 from sparsejepa_hf import SparseJEPAConfig
 
+from .ijepa_loop import Loop
 
-class LightlyLoop:
+
+class LightlyLoop(Loop):
     """One optimizer step of I-JEPA for each call; arguments as of `StraightforwardLoop`.
 
     Raises:
@@ -72,13 +74,8 @@ class LightlyLoop:
         predicted = self.predictor(context, [context_mask], masks)
         return F.smooth_l1_loss(predicted.float(), targets)
 
-    def __call__(self, pixel_values: Tensor, context_mask: Tensor, target_mask: Tensor) -> Tensor:
+    def update_target(self) -> None:
+        """θ̄ ← m θ̄ + (1−m) θ, by lightly's function."""
         from lightly.models.utils import update_momentum
 
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            loss = self.loss(pixel_values, context_mask, target_mask)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
         update_momentum(self.encoder, self.target_encoder, self.momentum)
-        return loss.detach()

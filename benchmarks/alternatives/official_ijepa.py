@@ -15,13 +15,13 @@ from torch import Tensor
 
 from sparsejepa_hf import SparseJEPAConfig
 
-from .ijepa_loop import average_in_a_loop
+from .ijepa_loop import Loop
 
 
 _NEEDED = ("src/models/vision_transformer.py", "src/masks/utils.py")
 
 
-class OfficialLoop:
+class OfficialLoop(Loop):
     """One optimizer step of I-JEPA for each call, from `VisionTransformer`, `VisionTransformerPredictor` and
     `apply_masks` of the checkout in `folder`; other arguments as of `StraightforwardLoop`.
 
@@ -74,15 +74,6 @@ class OfficialLoop:
             targets = self._masks.apply_masks(F.layer_norm(targets.float(), (targets.shape[-1],)), masks)
         predicted = self.predictor(self.encoder(pixel_values, [context_mask]), [context_mask], masks)
         return F.smooth_l1_loss(predicted.float(), targets)
-
-    def __call__(self, pixel_values: Tensor, context_mask: Tensor, target_mask: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            loss = self.loss(pixel_values, context_mask, target_mask)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        average_in_a_loop(self.target_encoder, self.encoder, self.momentum)
-        return loss.detach()
 
 
 def _modules(folder: Path):
