@@ -2,6 +2,7 @@
 """Multi-block masks: exact counts, geometry, coverage, and independence of how a batch is split."""
 
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparsejepa_hf.masking import MultiBlockMaskSampler
+from sparsejepa_hf.counter_rng import stream_keys, uniform_integers
+from sparsejepa_hf.masking import MASK_STREAM, MultiBlockMaskSampler
 
 
 DEFAULT_RATIO = (0.75, 1.5)
@@ -175,6 +177,17 @@ class TestAddresses:
         context, target = MultiBlockMaskSampler((4, 4), num_target_blocks=2, seed=0)(1, 0)
         assert context[0].tolist() == GOLDEN_CONTEXT
         assert target[0].tolist() == GOLDEN_TARGET
+
+    @given(st.integers(4, 20), st.integers(4, 20), st.integers(0, 2**32), st.integers(0, 10**6))
+    def test_what_is_faster_on_a_cpu_draws_the_masks_of_the_code_for_a_gpu(self, rows, columns, seed, step):
+        sampler = MultiBlockMaskSampler((rows, columns), seed=seed)
+        keys = stream_keys(seed, step, torch.arange(17), MASK_STREAM)
+        cells, ranges, counters = sampler._tables_on(keys.device)
+        with mock.patch.object(sampler, "_first_free_patches_by_threshold", lambda order, targets: None):
+            expected = sampler._sample_tensors(uniform_integers(keys, counters), cells, ranges)
+        with mock.patch.object(sampler, "_sample_tensors", side_effect=AssertionError("not the faster code")):
+            for mask, plain in zip(sampler(17, step), expected, strict=True):
+                assert torch.equal(mask, plain)
 
     @pytest.mark.cuda
     def test_a_gpu_draws_the_same_masks(self):

@@ -33,17 +33,9 @@ def _mix_int(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def _mix_(value: Tensor, whole: bool = True) -> Tensor:
-    """The hash of int64 numbers, in place; unless `whole`, without its last step, which leaves the upper 31 bits."""
-    if value.device.type == "cpu":
-        _mix_array_(value.numpy().view(np.uint64), whole)
-    else:
-        _mix_tensor_(value, whole)
-    return value
-
-
-def _mix_array_(value: np.ndarray, whole: bool) -> None:
-    # numpy shifts unsigned numbers in one pass; torch takes two, and longer for each of many small calls.
+# On a CPU numpy does it: it shifts unsigned numbers in one pass, where torch takes two, and small calls cost it less.
+def _mix_array_(value: np.ndarray, whole: bool = True) -> None:
+    """The hash of uint64 numbers, in place; unless `whole`, without its last step, which leaves the upper 31 bits."""
     scratch = np.empty_like(value)
     value ^= np.right_shift(value, np.uint64(30), out=scratch)
     value *= np.uint64(_MIX1)
@@ -53,11 +45,13 @@ def _mix_array_(value: np.ndarray, whole: bool) -> None:
         value ^= np.right_shift(value, np.uint64(31), out=scratch)
 
 
-def _mix_tensor_(value: Tensor, whole: bool) -> None:
+def _mix_tensor_(value: Tensor, whole: bool = True) -> Tensor:
+    """The same of int64 numbers."""
     value.bitwise_xor_(_shift_right(value, 30)).mul_(_signed(_MIX1))
     value.bitwise_xor_(_shift_right(value, 27)).mul_(_signed(_MIX2))
     if whole:
         value.bitwise_xor_(_shift_right(value, 31))
+    return value
 
 
 def _shift_right(value: Tensor, bits: int) -> Tensor:
@@ -78,8 +72,15 @@ def stream_keys(seed: int, step: int, slots: Tensor, stream: int) -> Tensor:
         int64 keys of the shape of `slots`, on its device. No device synchronisation.
     """
     base = _mix_int(_mix_int(_mix_int(seed + _GOLDEN) + step + _GOLDEN) + stream + _GOLDEN)
+    if slots.device.type == "cpu":
+        # A last axis of one keeps a single slot an array: numpy's scalars warn where they wrap around.
+        array = slots.numpy()[..., None].view(np.uint64) * np.uint64(_GOLDEN)
+        array += np.uint64(base)
+        _mix_array_(array)
+        _mix_array_(array)
+        return torch.from_numpy(array.view(np.int64)[..., 0])
     keys = (slots * _signed(_GOLDEN)).add_(_signed(base))
-    return _mix_(_mix_(keys))
+    return _mix_tensor_(_mix_tensor_(keys))
 
 
 def counters(count: int, device: torch.device | str = "cpu") -> Tensor:
@@ -90,7 +91,12 @@ def counters(count: int, device: torch.device | str = "cpu") -> Tensor:
 def uniform_integers(keys: Tensor, counters: Tensor) -> Tensor:
     """[`uniform`] times 2**24, as int64 of shape `keys.shape + counters.shape`, for `counters` (n,)."""
     # The hash's last step does not reach its upper 24 bits.
-    bits = _mix_(keys.unsqueeze(-1) + counters, whole=False)
+    if keys.device.type == "cpu":
+        array = keys.numpy()[..., None].view(np.uint64) + counters.numpy().view(np.uint64)
+        _mix_array_(array, whole=False)
+        array >>= np.uint64(40)
+        return torch.from_numpy(array.view(np.int64))
+    bits = _mix_tensor_(keys.unsqueeze(-1) + counters, whole=False)
     return bits.bitwise_right_shift_(40).bitwise_and_((1 << 24) - 1)
 
 
@@ -107,7 +113,11 @@ def uniform(keys: Tensor, count: int) -> Tensor:
 def normal(keys: Tensor, count: int) -> Tensor:
     """Standard normal float32 numbers of shape `keys.shape + (count,)` (Box & Muller, 1958)."""
     half = (count + 1) // 2
-    bits = _mix_(keys.unsqueeze(-1) + counters(half, keys.device))
+    bits = keys.unsqueeze(-1) + counters(half, keys.device)
+    if bits.device.type == "cpu":
+        _mix_array_(bits.numpy().view(np.uint64))
+    else:
+        _mix_tensor_(bits)
     # One hash feeds a pair: its upper 24 bits give the radius, the next 24 the angle.
     radius = (((bits >> 40) & 0xFFFFFF).to(torch.float32) + 1.0) * 2.0**-24
     angle = ((bits >> 16) & 0xFFFFFF).to(torch.float32) * (2.0 * math.pi * 2.0**-24)

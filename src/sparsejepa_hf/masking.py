@@ -173,10 +173,14 @@ class MultiBlockMaskSampler:
         ]
         self._cells = torch.tensor(cells, dtype=torch.int64)
         self._num_variants = most
-        self._spans = torch.tensor([[rows - h + 1, columns - w + 1] for h, w in shapes], dtype=torch.int64)
+        # What turns a 24-bit number into a choice: of M ways to trim, then of the corners' (row, column).
+        spans = [(rows - height + 1, columns - width + 1) for height, width in shapes]
         worst_union = self.num_target_blocks * self.num_target_patches
         self._always_fits = worst_union <= self.num_patches - self.num_context_patches
         self._draws = 1 if self._always_fits else _NUM_DRAWS
+        blocks = self.num_target_blocks
+        ranges = [[most] * blocks + [*span] * (self._draws * blocks) for span in spans]
+        self._ranges = torch.tensor(ranges, dtype=torch.float32) * 2.0**-24
         # One hash for both uses: the context's order from the key itself, the targets from the key after it.
         num_target_numbers = 1 + self.num_target_blocks + 2 * self._draws * self.num_target_blocks
         self._counters = torch.cat([counters(self.num_patches), counters(num_target_numbers) + 1])
@@ -184,7 +188,7 @@ class MultiBlockMaskSampler:
 
     def _tables_on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         if device not in self._tables:
-            self._tables[device] = tuple(t.to(device) for t in (self._cells, self._spans, self._counters))
+            self._tables[device] = tuple(t.to(device) for t in (self._cells, self._ranges, self._counters))
         return self._tables[device]
 
     def __call__(
@@ -201,10 +205,37 @@ class MultiBlockMaskSampler:
     def sample_slots(self, slots: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Samples masks for slots (B,) int64 of a step's global batch, on their device; returns as `__call__`."""
         keys = stream_keys(self.seed, step, slots, MASK_STREAM)
-        cells, spans, counters = self._tables_on(keys.device)
+        cells, ranges, counters = self._tables_on(keys.device)
         numbers = uniform_integers(keys, counters)
-        target_mask = self._sample_targets(to_unit_interval(numbers[:, self.num_patches :]), cells, spans)
+        if keys.device.type == "cpu" and self._always_fits:
+            return self._sample_arrays(numbers.numpy())
+        return self._sample_tensors(numbers, cells, ranges)
+
+    def _sample_tensors(self, numbers: Tensor, cells: Tensor, ranges: Tensor) -> tuple[Tensor, Tensor]:
+        """Masks from integers of 24 bits, (B, N) for the context's order, then (B, 1 + M + 2 * draws * M)."""
+        target_mask = self._sample_targets(numbers[:, self.num_patches :].to(torch.float32), cells, ranges)
         return self._first_free_patches(numbers[:, : self.num_patches], target_mask.flatten(1)), target_mask
+
+    def _sample_arrays(self, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
+        """The same faster, on a CPU and for blocks that always fit: small calls cost numpy less than torch."""
+        order, targets = numbers[:, : self.num_patches], self._first_draw(numbers[:, self.num_patches :])
+        target_mask = torch.from_numpy(targets)
+        within = targets.reshape(len(targets), self.num_target_blocks * self.num_target_patches)
+        context_mask = self._first_free_patches_by_threshold(order, within)
+        if context_mask is None:
+            context_mask = self._first_free_patches(torch.from_numpy(order), target_mask.flatten(1))
+        return context_mask, target_mask
+
+    def _first_draw(self, draws: np.ndarray) -> np.ndarray:
+        """As `_sample_targets`, for blocks that always fit."""
+        numbers, ranges, blocks = draws.astype(np.float32), self._ranges.numpy(), self.num_target_blocks
+        shape = (numbers[:, 0] * np.float32(len(ranges) * 2.0**-24)).astype(np.int64)
+        places = (numbers[:, 1:] * ranges.take(shape, axis=0)).astype(np.int64)
+        rows = places[:, :blocks] + (shape * self._num_variants)[:, None]
+        starts = places[:, blocks::2] * self.grid_size[1] + places[:, blocks + 1 :: 2]
+        targets = self._cells.numpy().take(rows, axis=0)
+        targets += starts[..., None]
+        return targets
 
     def _first_free_patches(self, order: Tensor, targets: Tensor) -> Tensor:
         """The `num_context_patches` patches outside `targets` (B, M * Nt) that come first in `order` (B, N), sorted by
@@ -229,16 +260,15 @@ class MultiBlockMaskSampler:
             return None
         return torch.from_numpy(flat.reshape(-1, self.num_context_patches) - rows)
 
-    def _sample_targets(self, numbers: Tensor, cells: Tensor, spans: Tensor) -> Tensor:
-        """target_mask (B, M, Nt) from `numbers` (B, 1 + M + 2 * draws * M) in [0, 1)."""
-        batch_size, blocks, draws = numbers.shape[0], self.num_target_blocks, self._draws
-        shape = (numbers[:, 0] * spans.shape[0]).long()
-        variant = (numbers[:, 1 : 1 + blocks] * self._num_variants).long()
+    def _sample_targets(self, numbers: Tensor, cells: Tensor, ranges: Tensor) -> Tensor:
+        """target_mask (B, M, Nt) from `numbers` (B, 1 + M + 2 * draws * M), float32 of 24 bits."""
+        batch_size, blocks = numbers.shape[0], self.num_target_blocks
+        shape = (numbers[:, 0] * (ranges.shape[0] * 2.0**-24)).long()
         # index_select costs half of what brackets do.
+        places = (numbers[:, 1:] * ranges.index_select(0, shape)).long()
+        variant, corners = places[:, :blocks], places[:, blocks:].view(batch_size, self._draws, blocks, 2)
         offsets = cells.index_select(0, (shape[:, None] * self._num_variants + variant).flatten())
         offsets = offsets.view(batch_size, blocks, self.num_target_patches)
-        corners = numbers[:, 1 + blocks :].view(batch_size, draws, blocks, 2)
-        corners = (corners * spans.index_select(0, shape)[:, None, None]).long()
         if not self._always_fits:
             corners = torch.cat([corners, self._contract(corners[:, -1])], dim=1)
         starts = corners[..., 0] * self.grid_size[1] + corners[..., 1]  # (B, draws, M)
