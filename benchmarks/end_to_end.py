@@ -30,7 +30,7 @@ from sparsejepa_hf.training.command_line import parse_options
 
 from .harness.bare_step import BareStep
 from .harness.records import ROOT, origin_line, parser, start, write
-from .harness.timing import speedup, summary
+from .harness.timing import speedup, summary, synchronize
 
 
 CONFIGS = ROOT / "examples" / "configs"
@@ -232,7 +232,7 @@ def measure(case: Case, options: argparse.Namespace, watch_parts: bool) -> dict[
     """
     device = torch.device(options.device)
     # The run's log is timed apart in any case; it waits for what the steps before it left to the device.
-    parts = {side: Parts(_synchronizer(device)) for side in ("run", "bare")}
+    parts = {side: Parts(partial(synchronize, device)) for side in ("run", "bare")}
     turns = TakeTurns(case.block, device, parts)
     built: list[Any] = []
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
@@ -286,10 +286,6 @@ def bare_step(run: Any, parts: Parts | None = None) -> Callable[[], Tensor]:
     watched = {} if parts is None else {"watched": parts.watched}
     step = BareStep(copy.deepcopy(run.model).to(args.device), learning_rate=args.learning_rate, **watched)
     return partial(step, images.to(args.device), *masks)
-
-
-def _synchronizer(device: torch.device) -> Callable[[], None]:
-    return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
 
 
 def _recipe_logging_steps(case: Case) -> int:

@@ -31,6 +31,7 @@ import sparsejepa_hf
 from sparsejepa_hf import SparseJEPAConfig, SparseJEPAForPreTraining, SparseJEPAVisionModel
 from sparsejepa_hf.experiments.markdown import table
 
+from .alternatives.ijepa_loop import copy_layers
 from .harness.records import origin_line, parser, start, write
 from .harness.timing import interleaved, speedup, summary
 
@@ -107,33 +108,12 @@ def to_timm(model: SparseJEPAVisionModel) -> nn.Module:
         fc_norm=False,
         num_classes=0,
     )
-    vit.load_state_dict(_timm_weights(model))
-    return vit.eval()
-
-
-def _timm_weights(model: SparseJEPAVisionModel) -> dict[str, Tensor]:
     encoder = model.target_encoder
-    source = encoder.state_dict()
-    weights = {"pos_embed": encoder.embeddings.position_embeddings[None]}
-    ends = ("weight", "bias")
-    for end in ends:
-        weights[f"patch_embed.proj.{end}"] = source[f"embeddings.patch_embeddings.projection.{end}"]
-        weights[f"norm.{end}"] = source[f"layernorm.{end}"]
-    names = {
-        "attn.proj": "attention.o_proj",
-        "norm1": "layernorm_before",
-        "norm2": "layernorm_after",
-        "mlp.fc1": "mlp.fc1",
-        "mlp.fc2": "mlp.fc2",
-    }
-    for layer in range(model.config.num_hidden_layers):
-        there, here = f"blocks.{layer}", f"layers.{layer}"
-        for end in ends if model.config.qkv_bias else ends[:1]:
-            parts = [source[f"{here}.attention.{part}_proj.{end}"] for part in "qkv"]
-            weights[f"{there}.attn.qkv.{end}"] = torch.cat(parts)
-        for end in ends:
-            weights |= {f"{there}.{new}.{end}": source[f"{here}.{old}.{end}"] for new, old in names.items()}
-    return weights
+    vit.pos_embed.data.copy_(encoder.embeddings.position_embeddings)
+    vit.patch_embed.proj.load_state_dict(encoder.embeddings.patch_embeddings.projection.state_dict())
+    vit.norm.load_state_dict(encoder.layernorm.state_dict())
+    copy_layers(encoder.layers, vit.blocks)
+    return vit.eval()
 
 
 def export_onnx(model: SparseJEPAVisionModel, path: Path) -> Path:

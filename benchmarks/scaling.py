@@ -72,10 +72,10 @@ def plan(effort: str) -> dict[str, Any]:
     if effort == "short":
         sizes |= {"image_size": [16, 32, 64], "num_groups": [1, 4, 16, 48], "num_latents": [16, 64, 256]}
         sizes |= {"batch": [32, 64, 128]}
-        held = {"name": "width 96 x 3", "held_batch": 32, "repeats": 3, "rows": [1000, 4000], "steps": 5}
+        held = {"name": "width 96 x 3", "held_batch": 32, "repeats": 3, "rows": [1000, 8000], "steps": 5}
         return {"model": _SMALL, "series": sizes, **held}
     sizes["batch"].append(512)
-    held = {"name": "ViT-Tiny", "held_batch": _BATCH, "repeats": 5, "rows": [1000, 4000, 16000], "steps": 6}
+    held = {"name": "ViT-Tiny", "held_batch": _BATCH, "repeats": 5, "rows": [4000, 16000, 64000, 256_000], "steps": 6}
     return {"model": _VIT_TINY, "series": sizes, **held}
 
 

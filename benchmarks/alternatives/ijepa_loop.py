@@ -142,7 +142,7 @@ class StraightforwardLoop(Loop):
         self.predictor.head.load_state_dict(ours.predictor.grouping.projection.state_dict())
         self.predictor.norm.load_state_dict(trunk.layernorm.state_dict())
         self.predictor.mask_token.data.copy_(trunk.mask_token.data[0])
-        _copy_layers(trunk.layers, self.predictor.blocks)
+        copy_layers(trunk.layers, self.predictor.blocks)
 
     def loss(self, pixel_values: Tensor, context_mask: Tensor, target_mask: Tensor) -> Tensor:
         """Smooth-L1 between prediction and normalised target, a mean over the blocks."""
@@ -164,11 +164,12 @@ class StraightforwardLoop(Loop):
 def _copy_encoder(ours: nn.Module, theirs: LoopEncoder) -> None:
     theirs.patch_embed.load_state_dict(ours.embeddings.patch_embeddings.projection.state_dict())
     theirs.norm.load_state_dict(ours.layernorm.state_dict())
-    _copy_layers(ours.layers, theirs.blocks)
+    copy_layers(ours.layers, theirs.blocks)
 
 
 @torch.no_grad()
-def _copy_layers(ours: nn.ModuleList, theirs: nn.ModuleList) -> None:
+def copy_layers(ours: nn.ModuleList, theirs: nn.ModuleList) -> None:
+    """Copies the weights of our layers into timm's blocks of the same sizes."""
     for layer, block in zip(ours, theirs, strict=True):
         attention = layer.attention
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)

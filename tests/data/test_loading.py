@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value
+from datasets.distributed import split_dataset_by_node
 from PIL import Image
 
 from sparsejepa_hf.data import build_scenes, find_image_column, find_label_column, load_image_dataset, loading
@@ -181,6 +182,19 @@ def test_webdataset(tmp_path, load, streaming):
                 archive.addfile(entry, io.BytesIO(content))
     dataset = load(tmp_path / "train-0000.tar", streaming=streaming)
     assert levels_of(dataset) == [0, 1, 2] and [example["label"] for example in dataset] == [0, 2, 4]
+
+
+@pytest.mark.skipif(int(datasets.__version__.split(".")[0]) < 5, reason="before 5.0 datasets reads whole files")
+def test_a_streamed_parquet_file_is_read_a_row_group_at_a_time(tmp_path, load):
+    for index, levels in enumerate(([1, 2, 3, 4, 5], [6, 7, 8])):
+        pq.write_table(table(levels).data.table, tmp_path / f"train-0000{index}-of-00002.parquet", row_group_size=2)
+    dataset = load(tmp_path, streaming=True)
+    assert dataset.num_shards == 3 + 2
+    assert levels_of(dataset) == list(range(1, 9))
+    # Processes and workers share out the row groups, and every image comes once.
+    parts = [levels_of(split_dataset_by_node(dataset, rank, 5)) for rank in range(5)]
+    assert sorted(map(sorted, parts)) == [[1, 2], [3, 4], [5], [6, 7], [8]]
+    assert sorted(levels_of(dataset.shuffle(seed=0, buffer_size=3))) == list(range(1, 9))
 
 
 class TestLoadedDataSets:

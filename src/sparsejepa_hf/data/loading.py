@@ -68,7 +68,8 @@ def load_image_dataset(
         name: configuration of a Hub data set.
         image_column: the column of images; found by [`find_image_column`] if None.
         label_column: the column of labels; found by [`find_label_column`] if None.
-        streaming: read on the fly instead of preparing the data set on disk.
+        streaming: read on the fly instead of preparing the data set on disk. Local Parquet files are read a row group
+            at a time (by `datasets` before 5.0: a file), which bounds the memory.
         max_examples: keep so many: a random subset by `seed`, in random order; the first ones when streaming. All
             where there are fewer.
         seed: seed of the subset, and of the scenes.
@@ -202,7 +203,11 @@ def _load_files(files: list[Path], root: Path, split: str, options: dict[str, An
     if not is_folder and len(by_split) == 1:
         by_split = {base: next(iter(by_split.values()))}
     chosen = _pick_split(base, by_split, f"{str(root)!r}")
-    return load_dataset(builder, data_files={chosen: by_split[chosen]}, split=f"{chosen}{slicing}", **options)
+    dataset = load_dataset(builder, data_files={chosen: by_split[chosen]}, split=f"{chosen}{slicing}", **options)
+    if isinstance(dataset, IterableDataset) and hasattr(dataset, "reshard"):
+        # A parquet file that is read as a whole is buffered as a whole; row group by row group, it is not.
+        return dataset.reshard()
+    return dataset
 
 
 def _builder_of(files: list[Path], root: Path) -> str:
