@@ -11,26 +11,6 @@ import yaml
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-RECIPE = {
-    "image_size": 16,
-    "patch_size": 4,
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "predictor_hidden_size": 16,
-    "predictor_num_hidden_layers": 1,
-    "predictor_num_attention_heads": 2,
-    "num_groups": 4,
-    "sparsity_weight": 0.1,
-    "kl_weight": 1.0e-3,
-    "max_steps": 2,
-    "per_device_train_batch_size": 8,
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "use_cpu": True,
-    "report_to": "none",
-}
 
 
 @pytest.fixture
@@ -47,9 +27,9 @@ def call(monkeypatch, capsys, tmp_path, runs_in_process):
 
 
 @pytest.fixture
-def recipe(image_folder, tmp_path):
+def recipe(image_folder, tmp_path, make_recipe):
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(RECIPE | {"dataset": str(image_folder("images"))}))
+    path.write_text(yaml.safe_dump(make_recipe(dataset=str(image_folder("images")), num_groups=4)))
     return path
 
 

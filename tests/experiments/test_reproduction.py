@@ -32,25 +32,6 @@ from sparsejepa_hf.experiments.reproduction import RAW_PIXELS, UNTRAINED
 PRETRAIN = Path(__file__).parents[2] / "examples" / "pretrain.py"
 METHODS = {IJEPA: IJEPA_OPTIONS, SPARSEJEPA: {}}
 SETTINGS = ProbeSettings(feature_kinds=("last/mean", "last/mean+max"), epochs=2, low_shot=(0.5,), batch_size=16)
-RECIPE = {
-    "image_size": 16,
-    "patch_size": 4,
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "predictor_hidden_size": 16,
-    "predictor_num_hidden_layers": 1,
-    "predictor_num_attention_heads": 2,
-    "sparsity_weight": 0.1,
-    "kl_weight": 1.0e-3,
-    "max_steps": 2,
-    "per_device_train_batch_size": 8,
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "use_cpu": True,
-    "report_to": "none",
-}
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +51,11 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def table(images, tmp_path_factory, runs_in_process):
+def table(images, tmp_path_factory, runs_in_process, make_recipe):
     """The record of a table of two methods, and what made it."""
     folder = tmp_path_factory.mktemp("table")
     recipe = folder / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(RECIPE | {"dataset": str(images)}))
+    recipe.write_text(yaml.safe_dump(make_recipe(dataset=str(images))))
     runs = Runs(recipe, [sys.executable, str(PRETRAIN)], folder / "runs", threads=1)
     arguments = (runs, METHODS, [3], [f"mine={images}", "nothing=/no/such/folder"])
 

@@ -12,27 +12,6 @@ from sparsejepa_hf.experiments import SPARSEJEPA, PreTrainingFailed, Run, Runs
 
 
 PRETRAIN = Path(__file__).parents[2] / "examples" / "pretrain.py"
-RECIPE = {
-    "dataset": "synthetic-scenes",
-    "image_size": 16,
-    "patch_size": 4,
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "predictor_hidden_size": 16,
-    "predictor_num_hidden_layers": 1,
-    "predictor_num_attention_heads": 2,
-    "sparsity_weight": 0.1,
-    "kl_weight": 1.0e-3,
-    "max_train_examples": 32,
-    "max_steps": 2,
-    "per_device_train_batch_size": 8,
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "use_cpu": True,
-    "report_to": "none",
-}
 # Stands in for a run: writes what a run writes, with the loss and the failure that its seed asks for.
 FAKE = """
 import json, pathlib
@@ -52,9 +31,9 @@ results = {"provenance": {}, "train_metrics": {"train_runtime": 1.5}, "num_train
 
 
 @pytest.fixture
-def recipe(tmp_path):
+def recipe(tmp_path, make_recipe):
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(RECIPE))
+    path.write_text(yaml.safe_dump(make_recipe(dataset="synthetic-scenes", max_train_examples=32)))
     return path
 
 

@@ -206,39 +206,26 @@ def test_nan_in_one_process_stops_both_before_anything_is_saved(train, tmp_path)
 # ---- the example ----
 
 
-TINY_RUN = {
+RUN = {
     "dataset": "synthetic-scenes",
     "eval_split": "test",
     "max_train_examples": 64,
     "max_eval_examples": 32,
     "preset": "vit-tiny",
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "predictor_hidden_size": 16,
-    "predictor_num_hidden_layers": 1,
-    "predictor_num_attention_heads": 2,
     "num_groups": 4,
     "num_latents": 6,
-    "sparsity_weight": 0.1,
-    "kl_weight": 1e-3,
     "max_steps": 3,
     "per_device_train_batch_size": 16,
-    "logging_steps": 1,
-    "report_to": "none",
-    "use_cpu": True,
-    "disable_tqdm": True,
     "save_strategy": "steps",
     "save_steps": 2,
 }
 
 
 @pytest.fixture
-def recipe(tmp_path):
+def recipe(tmp_path, make_recipe):
     def write(**overrides):
         path = tmp_path / "recipe.yaml"
-        options = {**TINY_RUN, "output_dir": str(tmp_path / "out"), **overrides}
+        options = make_recipe(**{**RUN, "output_dir": str(tmp_path / "out"), **overrides})
         path.write_text(yaml.safe_dump(options), encoding="utf-8")
         return path
 

@@ -20,33 +20,12 @@ from sparsejepa_hf.training.pretraining import OPTION_TYPES, pretrain
 from sparsejepa_hf.training.trainer import image_processor
 
 
-TINY_RUN = {
-    "image_size": 16,
-    "patch_size": 4,
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "predictor_hidden_size": 16,
-    "predictor_num_hidden_layers": 1,
-    "predictor_num_attention_heads": 2,
-    "max_train_examples": 64,
-    "max_eval_examples": 48,
-    "eval_split": "test",
-    "max_steps": 2,
-    "per_device_train_batch_size": 8,
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "use_cpu": "true",
-    "report_to": "none",
-    "disable_tqdm": "true",
-}
-
-
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, make_recipe):
+    sizes = {"max_train_examples": 64, "max_eval_examples": 48, "eval_split": "test"}
+
     def run(**options):
-        given = {**TINY_RUN, "output_dir": tmp_path / "run", **options}
+        given = make_recipe(**{**sizes, "output_dir": tmp_path / "run", **options})
         flags = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
         return pretrain(*parse_options(OPTION_TYPES, flags))
 
