@@ -28,6 +28,9 @@ from sparsejepa_hf import SparseJEPAConfig  # noqa: E402
 from sparsejepa_hf.masking import MultiBlockMaskSampler  # noqa: E402
 
 
+# Beside this file; pytest puts its folder on the path.
+pytest_plugins = ["tiny_trainers"]
+
 DATA_DIR = Path(__file__).parents[1].parent / "shared" / "data"
 
 # Tiny tensors: more threads cost more than they give, and xdist's workers have a core each at most.

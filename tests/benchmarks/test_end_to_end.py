@@ -3,72 +3,12 @@
 
 import copy
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from benchmarks import end_to_end
 from benchmarks.harness.bare_step import BareStep
-from sparsejepa_hf import SparseJEPAConfig, SparseJEPAForPreTraining, SparseJEPATrainer, SparseJEPATrainingArguments
-
-
-SMALL: dict[str, Any] = {
-    "image_size": 16,
-    "patch_size": 4,
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "predictor_hidden_size": 16,
-    "predictor_num_hidden_layers": 1,
-    "predictor_num_attention_heads": 2,
-    "num_groups": 4,
-    "num_latents": 6,
-    "group_size": 3,
-    "generator_hidden_size": 5,
-    "sparsity_weight": 0.5,
-    "kl_weight": 1e-2,
-}
-FAST: dict[str, Any] = {
-    "use_cpu": True,
-    "report_to": "none",
-    "disable_tqdm": True,
-    "save_strategy": "no",
-    "per_device_train_batch_size": 8,
-    "seed": 7,
-    "collapse_min_std": 0.0,
-    "collapse_min_rank": 0.0,
-}
-
-
-class Images(Dataset):
-    """Random images, uint8 or normalised floats."""
-
-    def __init__(self, count: int = 64, floats: bool = False):
-        images = torch.randint(0, 256, (count, 3, 16, 16), generator=torch.Generator().manual_seed(0))
-        self.images = images.float() / 127.5 - 1.0 if floats else images.to(torch.uint8)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"pixel_values": self.images[index]}
-
-
-@pytest.fixture
-def make_trainer(tmp_path: Path):
-    def build(config: dict | None = None, dataset: Dataset | None = None, callbacks: Any = None, **arguments: Any):
-        torch.manual_seed(0)
-        model = SparseJEPAForPreTraining(SparseJEPAConfig(**{**SMALL, **(config or {})}))
-        arguments = SparseJEPATrainingArguments(str(tmp_path), **{**FAST, **arguments})
-        dataset = Images() if dataset is None else dataset
-        return SparseJEPATrainer(model=model, args=arguments, train_dataset=dataset, callbacks=callbacks)
-
-    return build
 
 
 # ---- counting ----
@@ -148,12 +88,12 @@ def test_costs_of_a_record_written_by_hand():
 
 
 @pytest.mark.parametrize("config", [{}, {"use_grouping": False, "sparsity_weight": 0.0}], ids=["grouping", "plain"])
-def test_a_bare_step_is_the_trainer_s_step(make_trainer, config):
+def test_a_bare_step_is_the_trainer_s_step(make_trainer, make_dataset, config):
     """From the same weights, images and masks, without what is drawn, they end at the same weights."""
-    config = {"variational": False, "kl_weight": 0.0, **config}
+    config = {"variational": False, "kl_weight": 0.0, "sparsity_weight": 0.5, **config}
     trainer = make_trainer(
         config,
-        Images(8, floats=True),
+        make_dataset(8, floats=True, labels=False),
         max_steps=1,
         weight_decay=0.0,
         learning_rate=1e-2,

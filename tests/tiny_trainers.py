@@ -1,5 +1,5 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
-"""Tiny trainers on a 4x4 grid, and what one reads off them."""
+"""Fixtures: tiny trainers on a 4x4 grid, and what one reads off them."""
 
 from collections.abc import Callable
 from pathlib import Path
