@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed
+from datasets import load_dataset
 from PIL import Image
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -39,6 +40,8 @@ from .harness.timing import interleaved, summary
 
 
 PATCH = 4
+# Row group by row group, as `load_image_dataset` streams local files, and file by file, as `datasets` alone does.
+STREAMED, STREAMED_FILES, IN_MEMORY = "streamed", "streamed, a file at a time", "in memory"
 _VIT_TINY: dict[str, Any] = {}
 _SMALL: dict[str, Any] = {
     "hidden_size": 96,
@@ -246,7 +249,7 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def measure_data(planned: dict[str, Any], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """How much a process grows while it reads a data set once, streamed or in memory, by the number of rows."""
+    """How much a process grows while it reads a data set of one file once, by the number of rows."""
     measured = []
     with tempfile.TemporaryDirectory() as folder:
         tasks, warm = [], Path(folder) / "warm" / "train.parquet"
@@ -257,7 +260,7 @@ def measure_data(planned: dict[str, Any], options: argparse.Namespace) -> list[d
             path.parent.mkdir()
             write_rows(path, rows, options.seed)
             paths = {"path": str(path.parent), "warm_path": str(warm.parent)}
-            tasks += [{"kind": kind, **paths} for kind in ("streamed", "in memory")]
+            tasks += [{"kind": kind, **paths} for kind in (STREAMED, STREAMED_FILES, IN_MEMORY)]
         if options.effort == "smoke":
             return [_read(task) for task in tasks]
         for task in tasks:
@@ -270,10 +273,13 @@ def measure_data(planned: dict[str, Any], options: argparse.Namespace) -> list[d
 
 def _read(task: dict[str, Any]) -> dict[str, Any]:
     """Reads every row once in batches; how much the process grew meanwhile."""
-    streamed = task["kind"] == "streamed"
+    streamed = task["kind"] != IN_MEMORY
 
     def read(path: str) -> int:
-        loaded = load_image_dataset(path, "train", streaming=streamed)
+        source: Any = path
+        if task["kind"] == STREAMED_FILES:
+            source = load_dataset("parquet", data_files=f"{path}/*.parquet", split="train", streaming=True)
+        loaded = load_image_dataset(source, "train", streaming=streamed)
         images = build_image_dataset(loaded, 32, cache=not streamed, num_threads=1)
         loader = torch.utils.data.DataLoader(images, batch_size=64)
         return sum(len(batch["pixel_values"]) for batch in loader)
@@ -331,7 +337,7 @@ def render(record: dict[str, Any]) -> str:
     if record["processes"]:
         header = ["processes (gloo)", "threads each", "batch each", "step, ms", "images/s"]
         blocks.append(table(header, [_process_row(row) for row in record["processes"]]))
-    header = ["data set", "rows", "file, MiB", "pixels, MiB", "process grew by, MiB"]
+    header = ["data set of one file", "rows", "file, MiB", "pixels, MiB", "process grew by, MiB"]
     blocks.append(table(header, [_data_row(row) for row in record["data"]]))
     blocks.append(origin_line(record))
     return "\n\n".join(blocks)
