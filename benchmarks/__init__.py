@@ -8,6 +8,6 @@
     python -m benchmarks.inference        # features a second, latency, cold start
     python -m benchmarks.time_to_accuracy # seconds to a kNN accuracy
 
-Each writes `<results_dir>/benchmark_<name>_<device>.json` and the same as a Markdown table. `--effort short` takes a
-minute or two each, `--effort smoke` only checks that everything runs.
+Each writes `<results_dir>/benchmark_<name>_<device>.json` and the same as a Markdown table. `--effort short` is a
+brief version, `--effort smoke` only checks that everything runs.
 """

@@ -61,7 +61,7 @@ def cases(effort: str, repeats: int | None) -> list[Case]:
     elif effort == "short":
         found = [Case(*small, block=10, blocks=6), Case(*vit_tiny, block=2, blocks=2)]
     else:
-        found = [Case(*small, block=20, blocks=20), Case(*vit_tiny, block=4, blocks=10)]
+        found = [Case(*small, block=20, blocks=20), Case(*vit_tiny, block=4, blocks=6)]
     return [case if repeats is None else dataclasses.replace(case, blocks=repeats) for case in found]
 
 
@@ -308,6 +308,7 @@ def _result(case: Case, run: Any, turns: TakeTurns) -> dict[str, Any]:
         "bare": summary(turns.seconds["bare"]),
         # The median over blocks of the two sides' times of one block.
         "excess": speedup(turns.seconds["run"], turns.seconds["bare"]) - 1.0,
+        "excess_of_blocks": [run / bare - 1.0 for run, bare in zip(*turns.seconds.values(), strict=True)],
         "log_s": log,
         "logging_steps": logging_steps,
         "parts": _parts(case, turns, log / logging_steps),
@@ -366,16 +367,18 @@ def main(argv: list[str] | None = None) -> None:
 def render(record: dict[str, Any]) -> str:
     """Step times of both sides, the cost of the run in per cent, and its parts."""
     header = ["model", "batch", "tokens: all, context, targets", "run, ms a step", "bare step, ms", "images/s, run"]
-    header += ["images/s, bare", "cost", "of its own parts", "without loading, augmentation"]
+    header += ["images/s, bare", "blocks", "lowest to highest cost of a block, logs apart"]
+    header += ["cost", "of its own parts", "without loading, augmentation"]
     blocks = [table(header, [_row(case) for case in record["cases"]])]
     for case in record["cases"]:
         rows = [_part_row(name, part, case) for name, part in _sorted(case["parts"])]
         blocks.append(f"{case['name']}, batch {case['batch']}: parts of a step")
         blocks.append(table(["part", "run, ms", "bare step, ms", "difference, % of the bare step"], rows))
     blocks.append(
-        "A run is `pretrain` with logs and TensorBoard, logging shared out over the recipe's logging_steps, without "
-        "kNN measurements. Cost: by the step times; of its own parts: the sum of the differences below, forward and "
-        "backward left out. " + origin_line(record)
+        "A run is `pretrain` with logs and TensorBoard, logging shared out over the recipe's logging_steps; kNN "
+        "measurements, checkpoints, evaluation, the start and decoding into memory are left out. Cost: the median "
+        "over blocks of steps; of its own parts: the sum of the differences below, forward and backward left out. "
+        + origin_line(record)
     )
     return "\n\n".join(blocks)
 
@@ -396,6 +399,8 @@ def _row(case: dict[str, Any]) -> list[str]:
         f"{1e3 * bare:.1f}",
         f"{case['batch'] / run:.1f}",
         f"{case['batch'] / bare:.1f}",
+        f"{len(case['excess_of_blocks'])} of {case['steps_a_block']}",
+        f"{100 * min(case['excess_of_blocks']):+.1f} to {100 * max(case['excess_of_blocks']):+.1f} %",
         *(f"{100 * found[name]:+.1f} %" for name in ("whole", "added", "added_without_input")),
     ]
 

@@ -49,7 +49,7 @@ COLLATOR, SAMPLER = "collator, image by image", "ours, whole batch"
 TORCHVISION, BATCHED = "torchvision, image by image", "ours, batched"
 PIL_MEMORY, PIL_FOLDER = "PIL pipeline, in memory", "PIL pipeline, folder"
 MEMORY, ROWS, FOLDER = "ours, in memory", "ours, rows of `datasets`", "ours, folder"
-# What each is held against: the same images from the same kind of place.
+# What each is held against: the same images, both in memory or both on disk.
 BESIDE = {SAMPLER: COLLATOR, BATCHED: TORCHVISION, MEMORY: PIL_MEMORY, ROWS: PIL_FOLDER, FOLDER: PIL_FOLDER}
 _TINY_MODEL: dict[str, Any] = {
     "hidden_size": 24,
@@ -245,7 +245,7 @@ class Sources:
         self.caching_s = time.perf_counter() - begin
         self.ours: dict[str, ImageDataset] = {
             MEMORY: in_memory,
-            ROWS: build_image_dataset(_rows_of(paths, labels), case.image_size, cache=False),
+            ROWS: build_image_dataset(_rows_of(paths, labels, folder), case.image_size, cache=False),
             FOLDER: build_image_dataset(in_folder, case.image_size, cache=False),
         }
         self._augment = _augmentation(case, options)
@@ -300,12 +300,13 @@ class Sources:
         return seen
 
 
-def _rows_of(paths: list[Path], labels: list[int]) -> datasets.Dataset:
-    """Files' bytes as rows, as a Parquet file from the Hub holds them."""
+def _rows_of(paths: list[Path], labels: list[int], folder: Path) -> datasets.Dataset:
+    """Files' bytes as rows of a Parquet file in `folder`, loaded as one from the Hub is: mapped from the disk."""
     images = [{"bytes": path.read_bytes(), "path": None} for path in paths]
     features = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.Value("int64")})
     rows = datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
-    return rows.cast_column("image", datasets.Image())
+    rows.cast_column("image", datasets.Image()).to_parquet(folder / "train.parquet")
+    return load_image_dataset(folder / "train.parquet", cache_dir=folder / "cache")
 
 
 def measure_pipeline(sources: Sources) -> list[dict[str, Any]]:
@@ -322,8 +323,20 @@ def measure_pipeline(sources: Sources) -> list[dict[str, Any]]:
             "workers": workers,
             "threads": threads,
         }
-        rows += _rows(seconds, case.images // case.batch * case.batch, facts)
+        found = _rows(seconds, case.images // case.batch * case.batch, facts)
+        _hold_against_the_best(found, rows)
+        rows += found
     return rows
+
+
+def _hold_against_the_best(rows: list[dict[str, Any]], before: list[dict[str, Any]]) -> None:
+    """PIL's pipeline is slowed down by a second thread: its fastest rate counts, `before` with fewer ones included."""
+    for row in rows:
+        if row["speedup"] is not None:
+            rates = [
+                other["images_per_s"] for other in before + rows if other["candidate"] == BESIDE[row["candidate"]]
+            ]
+            row["speedup"] = min(row["speedup"], row["images_per_s"] / max(rates))
 
 
 def measure_step(effort: Effort, sources: Sources) -> list[dict[str, Any]]:
@@ -518,7 +531,10 @@ def _render_pipeline(rows: list[dict[str, Any]], caching: list[dict[str, Any]]) 
     once = "; ".join(
         f"{row['image_size']} pixels: {row['seconds']:.1f} s for {row['images']:,} images" for row in caching
     )
-    title = "**Decoding, augmentation and masks**, images a second (times the PIL pipeline's from memory or folder)"
+    title = (
+        "**Decoding, augmentation and masks**, images a second (times the PIL pipeline's from memory or folder, at "
+        "its fastest of this column and those before it)"
+    )
     return f"{title}\n\n{table(header, body)}\n\nDecoding into memory, once: {once}."
 
 

@@ -38,11 +38,14 @@ OURS_IJEPA, OURS = "ours, I-JEPA", "ours, SparseJEPA"
 PRECISIONS = ("fp32", "bf16")
 
 Step = Callable[[Tensor, Tensor, Tensor], Tensor]
+UNFUSED = "unfused attention"
+# Modes of `torch.compile` by their names here.
+COMPILED = {"compiled": "default", "CUDA graphs": "reduce-overhead"}
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model and a batch; `compiled` adds compiled candidates, which cost a minute or two to set up each."""
+    """A model and a batch; `compiled` adds compiled candidates, which take long to set up."""
 
     name: str
     config: dict[str, Any]
@@ -52,7 +55,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Candidate:
-    """Something that takes a training step in a precision, eager, compiled, or compiled into CUDA graphs."""
+    """Something that takes a training step in a precision: eager, with timm's fused attention switched off, compiled,
+    or compiled into CUDA graphs."""
 
     name: str
     precision: str
@@ -103,10 +107,14 @@ def candidates(case: Case, device: str, reference: Path | None) -> Iterator[Cand
     for name in (*names, OURS_IJEPA, OURS):
         for precision in PRECISIONS:
             yield Candidate(name, precision)
+    # What a user may do to the loop without changing it.
+    for precision in PRECISIONS:
+        yield Candidate(STRAIGHTFORWARD, precision, UNFUSED)
     modes = [] if not case.compiled else ["compiled", "CUDA graphs"] if device.startswith("cuda") else ["compiled"]
-    for mode in modes:
-        for precision in PRECISIONS:
-            yield Candidate(OURS, precision, mode)
+    for name in (STRAIGHTFORWARD, OURS):
+        for mode in modes:
+            for precision in PRECISIONS:
+                yield Candidate(name, precision, mode)
 
 
 def build(candidate: Candidate, case: Case, device: str, reference: Path | None = None) -> Step:
@@ -115,12 +123,20 @@ def build(candidate: Candidate, case: Case, device: str, reference: Path | None 
     if candidate.name in (OURS_IJEPA, OURS):
         config = build_config(case, use_grouping=candidate.name == OURS)
         step = BareStep(SparseJEPAForPreTraining(config).to(device), autocast)
-        if candidate.mode != "eager":
-            mode = "reduce-overhead" if candidate.mode == "CUDA graphs" else "default"
-            step.wrap(partial(torch.compile, dynamic=False, mode=mode))
+        if candidate.mode in COMPILED:
+            step.wrap(_compile(candidate))
         return step
     loops = {STRAIGHTFORWARD: StraightforwardLoop, LIGHTLY: LightlyLoop, OFFICIAL: partial(OfficialLoop, reference)}
-    return loops[candidate.name](build_config(case, use_grouping=False), device, autocast)
+    loop = loops[candidate.name](build_config(case, use_grouping=False), device, autocast)
+    if candidate.mode == UNFUSED:
+        loop.unfuse_attention()
+    if candidate.mode in COMPILED:
+        loop.loss = _compile(candidate)(loop.loss)
+    return loop
+
+
+def _compile(candidate: Candidate) -> Callable[[Any], Any]:
+    return partial(torch.compile, dynamic=False, mode=COMPILED[candidate.mode])
 
 
 def inputs(case: Case, batch: int, seed: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -138,7 +154,7 @@ def measure(case: Case, options: argparse.Namespace, peaks: dict[str, dict[str, 
     steps = {c: build(c, case, options.device, options.reference) for c in _all(case, options)}
     calls = {candidate: partial(step, *batch) for candidate, step in steps.items()}
     seconds = interleaved(calls, repeats=options.repeats, warmup=2, device=options.device)
-    baselines = {c.precision: seconds[c] for c in seconds if c.name == STRAIGHTFORWARD}
+    baselines = {precision: seconds[Candidate(STRAIGHTFORWARD, precision)] for precision in PRECISIONS}
     sampler = MultiBlockMaskSampler(build_config(case).grid_size)
     return {
         "name": case.name,
@@ -248,7 +264,9 @@ def _render_case(case: dict[str, Any], record: dict[str, Any]) -> str:
     header = ["step", "precision", "ms", "images/s", "x straightforward fp32", "x same precision", "GFLOP/image"]
     header += ["share of peak", "peak memory, MB", "x same precision"]
     memories = {
-        row["precision"]: row["peak_tensor_bytes"] for row in case["rows"] if row["candidate"] == STRAIGHTFORWARD
+        row["precision"]: row["peak_tensor_bytes"]
+        for row in case["rows"]
+        if (row["candidate"], row["mode"]) == (STRAIGHTFORWARD, "eager")
     }
     rows = [
         [

@@ -36,7 +36,7 @@ METHODS: dict[str, dict[str, Any]] = {IJEPA: IJEPA_OPTIONS, SPARSEJEPA: {}, RESI
 CURVE = "knn_curve.json"
 SCRIPT = ROOT / "examples" / "pretrain.py"
 CONFIGS = ROOT / "examples" / "configs"
-# Between the untrained encoder's 12 % and the best that the default recipe reaches on CIFAR-100.
+# Between the untrained encoder's and the best kNN accuracy of the default recipe on CIFAR-100.
 _THRESHOLDS = (0.16, 0.18, 0.20, 0.22, 0.24)
 _SCENE_THRESHOLDS = (0.3, 0.4, 0.5, 0.6)
 
@@ -138,6 +138,7 @@ def main(argv: list[str] | None = None) -> None:
     # Where things lie on this machine says nothing.
     options.dataset = options.dataset and Path(options.dataset).name
     options.recipe, options.runs_dir = options.recipe.name, None
+    options.flags = " ".join(rest)
     path = write("time_to_accuracy", options, origin, measured)
     plot(measured, path.with_suffix(".png"))
 
@@ -244,7 +245,8 @@ def render(record: dict[str, Any]) -> str:
     blocks += [f"{run['method']}, seed {run['seed']}, failed: {run['failed']}" for run in _failed(record)]
     options = record["options"]
     blocks.append(
-        f"{options['recipe']}; kNN every {record['knn_steps']} steps, its own time left out; the first measurement at "
+        f"{options['recipe']} {options.get('flags', '')}".rstrip()
+        + f"; kNN every {record['knn_steps']} steps, its own time left out; the first measurement at "
         f"or above counts; {options['jobs']} runs at a time. " + origin_line(record)
     )
     return "\n\n".join(blocks)

@@ -6,7 +6,6 @@ Written from the paper (arXiv 2301.08243). It uses the same positions, masks, to
 """
 
 import copy
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -16,9 +15,6 @@ from torch import Tensor, nn
 
 from sparsejepa_hf import SparseJEPAConfig, SparseJEPAForPreTraining
 from sparsejepa_hf.modeling_sparsejepa import sincos_position_embeddings
-
-
-TrainingStep = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def take(tokens: Tensor, index: Tensor) -> Tensor:
@@ -131,6 +127,11 @@ class StraightforwardLoop(Loop):
         self.device, self.autocast, self.momentum = torch.device(device), autocast, momentum
         parameters = [*self.encoder.parameters(), *self.predictor.parameters()]
         self.optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05)
+
+    def unfuse_attention(self) -> None:
+        """Switches timm's fused attention off, as TIMM_FUSED_ATTN=0 does for a whole process."""
+        for block in [*self.encoder.blocks, *self.predictor.blocks, *self.target_encoder.blocks]:
+            block.attn.fused_attn = False
 
     def load(self, model: SparseJEPAForPreTraining) -> None:
         """Takes the weights of one of our models without grouping, so that both compute from the same numbers."""

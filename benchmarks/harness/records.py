@@ -27,7 +27,7 @@ def parser(description: str) -> argparse.ArgumentParser:
         description=description.strip().splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     flags.add_argument("--results_dir", type=Path, default=ROOT / "results", help="where the record goes")
-    flags.add_argument("--effort", choices=EFFORTS, default="full", help="full; short: minutes; smoke: does it run?")
+    flags.add_argument("--effort", choices=EFFORTS, default="full", help="full; short: brief; smoke: does it run?")
     flags.add_argument("--threads", type=int, default=os.cpu_count(), help="torch's threads")
     flags.add_argument("--repeats", type=int, default=None, help="timed rounds; default: by effort")
     flags.add_argument("--device", default="cpu", help="cpu or cuda")

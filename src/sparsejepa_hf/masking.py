@@ -171,7 +171,7 @@ class MultiBlockMaskSampler:
             for variant in variants
             for index in range(most)
         ]
-        self._cells = torch.tensor(cells, dtype=torch.int64)
+        self._cells = torch.tensor(cells, dtype=torch.int64, device="cpu")
         self._num_variants = most
         # What turns a 24-bit number into a choice: of M ways to trim, then of the corners' (row, column).
         spans = [(rows - height + 1, columns - width + 1) for height, width in shapes]
@@ -180,7 +180,7 @@ class MultiBlockMaskSampler:
         self._draws = 1 if self._always_fits else _NUM_DRAWS
         blocks = self.num_target_blocks
         ranges = [[most] * blocks + [*span] * (self._draws * blocks) for span in spans]
-        self._ranges = torch.tensor(ranges, dtype=torch.float32) * 2.0**-24
+        self._ranges = torch.tensor(ranges, dtype=torch.float32, device="cpu") * 2.0**-24
         # One hash for both uses: the context's order from the key itself, the targets from the key after it.
         num_target_numbers = 1 + self.num_target_blocks + 2 * self._draws * self.num_target_blocks
         self._counters = torch.cat([counters(self.num_patches), counters(num_target_numbers) + 1])

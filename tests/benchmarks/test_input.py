@@ -27,6 +27,17 @@ def keys(count: int) -> torch.Tensor:
     return stream_keys(0, 0, torch.arange(count), 2)
 
 
+def test_the_fastest_rate_of_fewer_threads_counts_too():
+    def row(name, rate, speedup=None):
+        return {"candidate": name, "images_per_s": rate, "speedup": speedup}
+
+    before = [row(benchmark.PIL_MEMORY, 600.0), row(benchmark.PIL_FOLDER, 100.0)]
+    rows = [row(benchmark.PIL_MEMORY, 300.0), row(benchmark.PIL_FOLDER, 200.0)]
+    rows += [row(benchmark.MEMORY, 1200.0, 4.0), row(benchmark.FOLDER, 1000.0, 5.5)]
+    benchmark._hold_against_the_best(rows, before)
+    assert [found["speedup"] for found in rows] == [None, None, 2.0, 5.0]
+
+
 @pytest.mark.parametrize("flip", [0.0, 1.0])
 @pytest.mark.parametrize("crop", ["none", "pad"])
 def test_pipelines_agree_where_nothing_is_random(crop, flip):

@@ -5,6 +5,7 @@ import copy
 import json
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 import torch
@@ -33,10 +34,17 @@ def batch(make_images, masks):
 
 
 class TestStraightforwardLoop:
-    def test_from_the_same_weights_it_computes_our_loss_and_gradients(self, ijepa, batch):
+    @pytest.mark.parametrize("unfused", [False, True])
+    def test_from_the_same_weights_it_computes_our_loss_and_gradients(self, ijepa, batch, unfused):
         loop = StraightforwardLoop(ijepa.config)
         loop.load(ijepa)
-        ours, theirs = ijepa(*batch).loss, loop.loss(*batch)
+        theirs = loop.loss(*batch)
+        if unfused:
+            loop.unfuse_attention()
+            # Called, it would fail.
+            with mock.patch.object(F, "scaled_dot_product_attention", None):
+                theirs = loop.loss(*batch)
+        ours = ijepa(*batch).loss
         torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-6)
         ours.backward()
         theirs.backward()

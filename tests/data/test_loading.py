@@ -13,6 +13,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value
 from datasets.distributed import split_dataset_by_node
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from sparsejepa_hf.data import build_scenes, find_image_column, find_label_column, load_image_dataset, loading
 
@@ -195,6 +196,16 @@ def test_a_streamed_parquet_file_is_read_a_row_group_at_a_time(tmp_path, load):
     parts = [levels_of(split_dataset_by_node(dataset, rank, 5)) for rank in range(5)]
     assert sorted(map(sorted, parts)) == [[1, 2], [3, 4], [5], [6, 7], [8]]
     assert sorted(levels_of(dataset.shuffle(seed=0, buffer_size=3))) == list(range(1, 9))
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_the_first_examples_of_a_streamed_file_come_whole_to_any_number_of_workers(tmp_path, load, workers):
+    pq.write_table(table(range(21)).data.table, tmp_path / "train.parquet", row_group_size=10)
+    dataset = load(tmp_path, streaming=True, max_examples=18).with_format("torch")
+    loader = DataLoader(
+        dataset.map(lambda row: {"level": row["image"][0, 0, 0]}, remove_columns="image"), None, num_workers=workers
+    )
+    assert sorted(int(row["level"]) for row in loader) == list(range(18))
 
 
 class TestLoadedDataSets:

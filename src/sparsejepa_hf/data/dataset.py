@@ -165,9 +165,10 @@ class StreamingImageDataset(torch.utils.data.IterableDataset):
     """Images of a `datasets.IterableDataset` as uint8 tensors, in constant memory, read once or without end.
 
     Undecodable images are skipped, with one warning, and an error once too many are bad. Several DataLoader workers
-    share the files of the source: more workers than files (shards) stay idle. Several processes: under Accelerate
-    and the Trainer leave `rank` and `world_size` alone, since they hand out the batches read by the main process;
-    in a loop of your own, give them, and each process reads its own part.
+    share the shards of the source, which are its files, or the row groups of local Parquet files: more workers than
+    shards stay idle. Several processes: under Accelerate and the Trainer leave `rank` and `world_size` alone, since
+    they hand out the batches read by the main process; in a loop of your own, give them, and each process reads its
+    own part. Parts may differ by a shard: with `repeat` no process ends before the others.
 
     Args:
         dataset: with a column `image` and optionally `label` (see [`load_image_dataset`]).
@@ -231,7 +232,7 @@ class StreamingImageDataset(torch.utils.data.IterableDataset):
                 return
 
     def _one_pass(self) -> Iterator[Example]:
-        # `datasets` splits its files among the DataLoader's workers by itself.
+        # `datasets` splits its shards among the DataLoader's workers by itself.
         for position, row in enumerate(self._source):
             decoded = decode_to_square(row["image"], self.image_size)
             self._tally.count(decoded, position)

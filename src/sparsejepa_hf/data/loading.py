@@ -68,8 +68,8 @@ def load_image_dataset(
         name: configuration of a Hub data set.
         image_column: the column of images; found by [`find_image_column`] if None.
         label_column: the column of labels; found by [`find_label_column`] if None.
-        streaming: read on the fly instead of preparing the data set on disk. Local Parquet files are read a row group
-            at a time (by `datasets` before 5.0: a file), which bounds the memory.
+        streaming: read on the fly instead of preparing the data set on disk. Without `max_examples`, local
+            Parquet files are read a row group at a time (by `datasets` before 5.0: a file), which bounds the memory.
         max_examples: keep so many: a random subset by `seed`, in random order; the first ones when streaming. All
             where there are fewer.
         seed: seed of the subset, and of the scenes.
@@ -156,12 +156,18 @@ def _load(
     options = {"streaming": streaming, "cache_dir": None if cache_dir is None else str(cache_dir)}
     path = Path(source).expanduser()
     if path.is_dir():
-        return _load_folder(path, split, options)
-    if path.is_file():
-        return _load_files([path], path.parent, split, options, is_folder=False)
-    if glob.has_magic(str(path)):
-        return _load_glob(path, split, options)
-    return _load_from_hub(str(source), split, name, options)
+        dataset = _load_folder(path, split, options)
+    elif path.is_file():
+        dataset = _load_files([path], path.parent, split, options, is_folder=False)
+    elif glob.has_magic(str(path)):
+        dataset = _load_glob(path, split, options)
+    else:
+        return _load_from_hub(str(source), split, name, options)
+    # A parquet file that is read as a whole is buffered as a whole; row group by row group, it is not. Where only the
+    # first examples are kept, `datasets` would share their number out over the row groups.
+    if max_examples is None and isinstance(dataset, IterableDataset) and hasattr(dataset, "reshard"):
+        return dataset.reshard()
+    return dataset
 
 
 def _is_hub_source(source: Any) -> bool:
@@ -203,11 +209,7 @@ def _load_files(files: list[Path], root: Path, split: str, options: dict[str, An
     if not is_folder and len(by_split) == 1:
         by_split = {base: next(iter(by_split.values()))}
     chosen = _pick_split(base, by_split, f"{str(root)!r}")
-    dataset = load_dataset(builder, data_files={chosen: by_split[chosen]}, split=f"{chosen}{slicing}", **options)
-    if isinstance(dataset, IterableDataset) and hasattr(dataset, "reshard"):
-        # A parquet file that is read as a whole is buffered as a whole; row group by row group, it is not.
-        return dataset.reshard()
-    return dataset
+    return load_dataset(builder, data_files={chosen: by_split[chosen]}, split=f"{chosen}{slicing}", **options)
 
 
 def _builder_of(files: list[Path], root: Path) -> str:
