@@ -31,7 +31,7 @@ from sparsejepa_hf.masking import MultiBlockMaskSampler  # noqa: E402
 # Beside this file; pytest puts its folder on the path.
 pytest_plugins = ["tiny_trainers"]
 
-DATA_DIR = Path(__file__).parents[1].parent / "shared" / "data"
+DATA_DIR = Path(os.environ.get("SPARSEJEPA_SHARED_DATA", Path(__file__).parents[1].parent / "shared" / "data"))
 
 # Tiny tensors: more threads cost more than they give, and xdist's workers have a core each at most.
 _THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1)

@@ -4,7 +4,6 @@
 import io
 import pickle
 import warnings
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -26,9 +25,6 @@ from sparsejepa_hf.data import (
     load_image_dataset,
 )
 from sparsejepa_hf.data import dataset as dataset_module
-
-
-REAL_DATA = Path(__file__).parents[2].parent / "shared" / "data"
 
 
 def png(level: int) -> bytes:
@@ -255,10 +251,9 @@ def test_factory():
     assert isinstance(stream, StreamingImageDataset) and levels_of(stream) == [0, 1, 2]
 
 
-@pytest.mark.skipif(not (REAL_DATA / "cifar100").is_dir(), reason=f"needs the images in {REAL_DATA}")
-def test_real_images_equal_a_direct_decode(tmp_path):
-    file = next((REAL_DATA / "cifar100").glob("test-*.parquet"))
-    stream = load_image_dataset(REAL_DATA / "cifar100", "test", streaming=True, max_examples=500)
+def test_real_images_equal_a_direct_decode(data_dir):
+    file = next((data_dir / "cifar100").glob("test-*.parquet"))
+    stream = load_image_dataset(data_dir / "cifar100", "test", streaming=True, max_examples=500)
     # Undecoded, since `from_list` would encode decoded images anew.
     undecoded = stream.cast_column("image", datasets.Image(decode=False))
     cached = ImageDataset(Dataset.from_list(list(undecoded), features=stream.features), 32)

@@ -18,9 +18,6 @@ from torch.utils.data import DataLoader
 from sparsejepa_hf.data import build_scenes, find_image_column, find_label_column, load_image_dataset, loading
 
 
-REAL_DATA = Path(__file__).parents[2].parent / "shared" / "data"
-
-
 def png(level: int) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (4, 4), (level, 0, 0)).save(buffer, format="PNG")
@@ -381,11 +378,10 @@ class TestNothingThere:
             load(3)
 
 
-@pytest.mark.skipif(not (REAL_DATA / "cifar100").is_dir(), reason=f"needs the images in {REAL_DATA}")
-def test_real_images_equal_a_direct_decode(load):
-    dataset = load(REAL_DATA / "cifar100", "test", streaming=True, max_examples=500)
+def test_real_images_equal_a_direct_decode(load, data_dir):
+    dataset = load(data_dir / "cifar100", "test", streaming=True, max_examples=500)
     assert dataset.features["label"].num_classes == 100
-    file = next((REAL_DATA / "cifar100").glob("test-*.parquet"))
+    file = next((data_dir / "cifar100").glob("test-*.parquet"))
     rows = next(pq.ParquetFile(file).iter_batches(500, columns=["img", "fine_label"])).to_pylist()
     assert [example["label"] for example in dataset] == [row["fine_label"] for row in rows]
     for example, row in zip(dataset, rows, strict=True):

@@ -3,7 +3,6 @@
 
 import io
 import json
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +18,6 @@ from sparsejepa_hf.evaluation import datasets as benchmarks
 from sparsejepa_hf.evaluation.datasets import BENCHMARKS, Benchmark, find_benchmark, load_benchmark
 
 
-SHARED = Path(os.environ.get("SPARSEJEPA_SHARED_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 REAL = {
     "cifar100": "cifar100",
     "miniplaces32": "miniplaces32",
@@ -291,20 +289,19 @@ class TestOwnData:
             load("cifar100", "validation")
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason=f"no real data at {SHARED}")
 class TestRealFiles:
     @pytest.mark.parametrize("name", ["clevr_count_64", "flowers64", "nlvr_count", "cifar10_subset", "miniplaces32"])
-    def test_stand_ins_are_what_the_registry_says(self, load, name):
+    def test_stand_ins_are_what_the_registry_says(self, load, data_dir, name):
         benchmark = BENCHMARKS[name]
         for split, rows in (("train", benchmark.num_train), ("test", benchmark.num_test)):
-            dataset = load(f"{name}={SHARED / REAL[name]}", split)
+            dataset = load(f"{name}={data_dir / REAL[name]}", split)
             labels = np.unique(dataset.select_columns("label")[:]["label"])
             assert len(dataset) == rows and len(labels) == benchmark.num_classes
             assert labels[0] == benchmark.lowest_label and labels[-1] == labels[0] + len(labels) - 1
             assert dataset[0]["image"].size == (benchmark.image_size,) * 2
 
-    def test_cifar100_has_fine_labels(self, load):
-        test = load(f"cifar100={SHARED / 'cifar100'}", "test")
+    def test_cifar100_has_fine_labels(self, load, data_dir):
+        test = load(f"cifar100={data_dir / 'cifar100'}", "test")
         assert len(test) == 10_000 and test.features["label"].num_classes == 100
 
     @pytest.mark.parametrize(
@@ -318,6 +315,6 @@ class TestRealFiles:
         ],
     )
     @pytest.mark.parametrize("split", ["train", "test"])
-    def test_no_stand_in_goes_under_a_name_of_the_paper(self, load, name, folder, stand_in, split):
+    def test_no_stand_in_goes_under_a_name_of_the_paper(self, load, data_dir, name, folder, stand_in, split):
         with pytest.raises(ValueError, match=f"This looks like {stand_in}: give it as {stand_in}="):
-            load(f"{name}={SHARED / folder}", split)
+            load(f"{name}={data_dir / folder}", split)
