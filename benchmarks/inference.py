@@ -338,7 +338,7 @@ COLD_STARTS = {
         "from transformers import IJepaModel\nIJepaModel.from_pretrained(folder + '/ijepa')"
     ),
 }
-_SMOKE_STARTS = ("import transformers", "import sparsejepa_hf", "AutoModel.from_pretrained")
+_FEW_STARTS = ("import transformers", "import sparsejepa_hf", "AutoModel.from_pretrained")
 _PREFIX = "import sys\nfolder = sys.argv[1]\n"
 _SUFFIX = "\nprint([line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')][0])"
 
@@ -400,7 +400,7 @@ def main(argv: list[str] | None = None) -> None:
     chosen = workloads(options.effort)
     if options.checkpoint is not None:
         chosen = [Workload(Path(options.checkpoint).name, chosen[0].config, chosen[0].repeats)]
-    starts = {name: COLD_STARTS[name] for name in _SMOKE_STARTS} if options.effort == "smoke" else COLD_STARTS
+    starts = COLD_STARTS if options.effort == "full" else {name: COLD_STARTS[name] for name in _FEW_STARTS}
     repeats = options.repeats or (1 if options.effort != "full" else 5)
     rows = []
     with tempfile.TemporaryDirectory() as folder:

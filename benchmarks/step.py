@@ -228,7 +228,7 @@ def _peak_tensor_bytes(
 def _resident(candidate: Candidate, case: Case, options: argparse.Namespace) -> int | None:
     """Of a process that does nothing else; None where it is not measured."""
     shown = candidate.name in (STRAIGHTFORWARD, OURS) and candidate.mode == "eager"
-    if not shown or options.device != "cpu" or options.effort == "smoke":
+    if not shown or options.device != "cpu" or options.effort != "full":
         return None
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_resident_here, (candidate, case, options))

@@ -143,7 +143,7 @@ class TestColdStarts:
 class TestCommand:
     def test_what_is_written_renders_the_same(self, tmp_path, monkeypatch, capsys):
         threads = torch.get_num_threads()
-        monkeypatch.setattr(inference, "_SMOKE_STARTS", ("import transformers", "import sparsejepa_hf"))
+        monkeypatch.setattr(inference, "_FEW_STARTS", ("import transformers", "import sparsejepa_hf"))
         inference.main(["--effort", "smoke", "--repeats", "1", "--threads", "1", "--results_dir", str(tmp_path)])
         torch.set_num_threads(threads)
         (path,) = tmp_path.glob("*.json")
