@@ -68,28 +68,6 @@ TINY: dict[str, Any] = {
     "initializer_range": 0.1,
 }
 
-# Two steps of a pre-training run, as `examples/pretrain.py` takes it from a file or flags.
-TINY_RUN: dict[str, Any] = {
-    "image_size": 16,
-    "patch_size": 4,
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "predictor_hidden_size": 16,
-    "predictor_num_hidden_layers": 1,
-    "predictor_num_attention_heads": 2,
-    "sparsity_weight": 0.1,
-    "kl_weight": 1e-3,
-    "max_steps": 2,
-    "per_device_train_batch_size": 8,
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "use_cpu": True,
-    "report_to": "none",
-    "disable_tqdm": True,
-}
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
@@ -155,12 +133,6 @@ def make_masks() -> Callable[..., dict[str, Tensor]]:
 @pytest.fixture
 def masks(make_masks) -> dict[str, Tensor]:
     return make_masks()
-
-
-@pytest.fixture(scope="session")
-def make_recipe() -> Callable[..., dict[str, Any]]:
-    """Options of a tiny pre-training run of two steps; keyword arguments override or add."""
-    return lambda **options: {**TINY_RUN, **options}
 
 
 @pytest.fixture(scope="session")

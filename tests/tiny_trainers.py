@@ -1,5 +1,5 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
-"""Fixtures: tiny trainers on a 4x4 grid, and what one reads off them."""
+"""Fixtures: tiny trainers and runs on a 4x4 grid, and what one reads off them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ from sparsejepa_hf.modeling_sparsejepa import SparseJEPAForPreTraining
 from sparsejepa_hf.training import SparseJEPATrainer, SparseJEPATrainingArguments
 
 
-SMALL: dict[str, Any] = {
+SIZES: dict[str, Any] = {
     "image_size": 16,
     "patch_size": 4,
     "hidden_size": 32,
@@ -26,6 +26,10 @@ SMALL: dict[str, Any] = {
     "predictor_hidden_size": 16,
     "predictor_num_hidden_layers": 1,
     "predictor_num_attention_heads": 2,
+}
+
+SMALL: dict[str, Any] = {
+    **SIZES,
     "predictor_intermediate_size": 32,
     "num_groups": 4,
     "num_latents": 6,
@@ -53,6 +57,20 @@ FAST: dict[str, Any] = {
     "monitor_samples": 8,
     "collapse_min_std": 0.0,
     "collapse_min_rank": 0.0,
+}
+
+# Two steps of a pre-training run, as `examples/pretrain.py` takes it from a file or flags.
+TINY_RUN: dict[str, Any] = {
+    **SIZES,
+    "sparsity_weight": 0.1,
+    "kl_weight": 1e-3,
+    "max_steps": 2,
+    "per_device_train_batch_size": 8,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "use_cpu": True,
+    "report_to": "none",
+    "disable_tqdm": True,
 }
 
 # Measured, so never the same twice.
@@ -112,6 +130,12 @@ def make_small_config() -> Callable[..., SparseJEPAConfig]:
         return SparseJEPAConfig(**{**SMALL, **overrides})
 
     return build
+
+
+@pytest.fixture(scope="session")
+def make_recipe() -> Callable[..., dict[str, Any]]:
+    """Options of a tiny pre-training run of two steps; keyword arguments override or add."""
+    return lambda **options: {**TINY_RUN, **options}
 
 
 @pytest.fixture(scope="session")
