@@ -117,7 +117,7 @@ def _input_rows(record: dict[str, Any]) -> Iterator[Row]:
     for row in (row for row in alone if row["candidate"] in sources):
         name, size = row["candidate"], row["image_size"]
         where = f"against the {input_pipeline.BESIDE[name]}, {size} px, one core"
-        yield f"input, {name.removeprefix('ours, ')}, {where}", f"{row['speedup']:.1f}×", "5×" if size == small else ""
+        yield f"input, {name.removeprefix('ours, ')}, {where}", f"{row['speedup']:.2f}×", "5×" if size == small else ""
     slowest = max((row for row in record["step"] if row["candidate"].startswith("ours")), key=lambda row: row["share"])
     yield (
         "our slowest input's share of input, forward and backward pass of ViT-Tiny, in series",
