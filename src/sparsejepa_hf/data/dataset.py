@@ -93,30 +93,30 @@ class ImageDataset(torch.utils.data.Dataset):
         """The examples at `indices`, in that order."""
         indices = [self._checked(index) for index in indices]
         if self.pixel_values is not None:
-            return self._cached_examples(indices)
+            labels = None if self.labels is None else self.labels[indices].tolist()
+            return _examples(self.pixel_values[indices], labels)
         rows = self._source[indices]
-        labels = rows["label"] if self.has_labels else [None] * len(indices)
-        return [self._decode_or_next(*row) for row in zip(indices, rows["image"], labels, strict=True)]
+        # One array for all: small arrays of their own cost 5 % of the time of a 32-pixel image.
+        pixels = np.empty((len(indices), 3, self.image_size, self.image_size), dtype=np.uint8)
+        labels = []
+        given_labels = rows["label"] if self.has_labels else [None] * len(indices)
+        for place, row in enumerate(zip(indices, rows["image"], given_labels, strict=True)):
+            pixels[place], label = self._decode_or_next(*row)
+            labels.append(label)
+        return _examples(torch.from_numpy(pixels), labels if self.has_labels else None)
 
     def _checked(self, index: int) -> int:
         if not -len(self) <= index < len(self):
             raise IndexError(f"The index given is {index}; expected at least {-len(self)} and below {len(self)}.")
         return int(index) % len(self)
 
-    def _cached_examples(self, indices: list[int]) -> list[Example]:
-        pixels = self.pixel_values[indices].unbind(0)
-        if self.labels is None:
-            return [{"pixel_values": image} for image in pixels]
-        labels = self.labels[indices].tolist()
-        return [{"pixel_values": image, "labels": label} for image, label in zip(pixels, labels, strict=True)]
-
-    def _decode_or_next(self, index: int, image: Any, label: int | None) -> Example:
+    def _decode_or_next(self, index: int, image: Any, label: int | None) -> tuple[np.ndarray, int]:
         for offset in range(1, len(self) + 1):
             decoded = decode_to_square(image, self.image_size)
             self._tally.count(decoded, (index + offset - 1) % len(self))
             self._tally.check(_MIN_SEEN)
             if not isinstance(decoded, UndecodableImageError):
-                return _example(decoded, label, self.has_labels)
+                return decoded, _int_label(label)
             row = self._source[(index + offset) % len(self)]
             image, label = row["image"], row.get("label")
         raise TooManyBadImagesError(self._tally.summary())
@@ -379,6 +379,13 @@ def decode_to_square(image: Any, size: int) -> np.ndarray | UndecodableImageErro
 
 def _int_label(label: int | None) -> int:
     return _MISSING_LABEL if label is None else int(label)
+
+
+def _examples(pixels: Tensor, labels: Sequence[int] | None) -> list[Example]:
+    """Example by example what lies in one tensor (N, 3, S, S), without a copy."""
+    if labels is None:
+        return [{"pixel_values": image} for image in pixels.unbind(0)]
+    return [{"pixel_values": image, "labels": label} for image, label in zip(pixels.unbind(0), labels, strict=True)]
 
 
 def _example(pixels: np.ndarray, label: int | None, has_label: bool) -> Example:

@@ -104,7 +104,8 @@ def _open_bytes(content: bytes) -> Image.Image:
 
 
 def _read(path: str) -> bytes:
-    opened = fsspec.open(path, "rb") if "://" in path else open(path, "rb")
+    # Read as a whole, a buffer would only cost time.
+    opened = fsspec.open(path, "rb") if "://" in path else open(path, "rb", buffering=0)
     with opened as file:
         return file.read()
 
