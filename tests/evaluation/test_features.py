@@ -86,6 +86,14 @@ def test_batch_size_and_container_do_not_matter(vit, images, batch_size):
     torch.testing.assert_close(extract_features(vit, _Images(images), batch_size=batch_size), whole)
 
 
+def test_a_cpu_gets_small_batches_unless_told_otherwise():
+    images = torch.zeros(130, 3, 4, 4, dtype=torch.uint8)
+    for given, expected in ((None, [64, 64, 2]), (100, [100, 30])):
+        model = _Tokens(_rows)
+        extract_features(model, images, batch_size=given)
+        assert [len(pixel_values) for pixel_values, *_ in model.seen] == expected
+
+
 def test_preprocess_gets_uint8_and_its_result_reaches_the_model(images):
     model = _Tokens(_rows)
     dtypes = []

@@ -31,7 +31,7 @@ from sparsejepa_hf.experiments.reproduction import RAW_PIXELS, UNTRAINED
 
 PRETRAIN = Path(__file__).parents[2] / "examples" / "pretrain.py"
 METHODS = {IJEPA: IJEPA_OPTIONS, SPARSEJEPA: {}}
-SETTINGS = ProbeSettings(feature_kinds=("last/mean", "last/mean+max"), epochs=2, low_shot=(0.5,), batch_size=16)
+SETTINGS = ProbeSettings(feature_kinds=("last/mean", "last/mean+max"), epochs=2, low_shot=(0.5,))
 
 
 @pytest.fixture(scope="module")

@@ -71,7 +71,6 @@ class ProbeSettings:
         exclude_duplicates: leave out test images whose pixels also occur in train.
         max_train_examples: a random subset of the training set; None for all.
         seed: of splits, subsets and batches; the same for all encoders, so that differences are paired.
-        batch_size: images of a forward pass.
         mixed_precision: of the forward pass: `"no"`, `"bf16"` or `"fp16"`.
         device: of encoder and probes; None for the CPU.
     """
@@ -85,7 +84,6 @@ class ProbeSettings:
     exclude_duplicates: bool = True
     max_train_examples: int | None = None
     seed: int = 0
-    batch_size: int = 512
     mixed_precision: str = "no"
     device: str | None = None
 
@@ -176,7 +174,6 @@ class Cells:
             encoder,
             self._load(benchmark, split),
             kinds=(PIXELS,) if PIXELS in encoder.kinds else settings.feature_kinds,
-            batch_size=settings.batch_size,
             mixed_precision=settings.mixed_precision,
             accelerator=self._accelerator,
             cache_dir=self.folder / "features",
