@@ -51,6 +51,8 @@ PIL_MEMORY, PIL_FOLDER = "PIL pipeline, in memory", "PIL pipeline, folder"
 MEMORY, ROWS, FOLDER = "ours, in memory", "ours, rows of `datasets`", "ours, folder"
 # What each is held against: the same images, both in memory or both on disk.
 BESIDE = {SAMPLER: COLLATOR, BATCHED: TORCHVISION, MEMORY: PIL_MEMORY, ROWS: PIL_FOLDER, FOLDER: PIL_FOLDER}
+# What a round of masks or of augmentation takes at least.
+_MIN_SECONDS = 0.02
 _TINY_MODEL: dict[str, Any] = {
     "hidden_size": 24,
     "num_hidden_layers": 1,
@@ -188,7 +190,7 @@ def measure_masks(effort: Effort, options: argparse.Namespace) -> list[dict[str,
             tokens = {name: _tokens(*make(batch)) for name, make in makers.items()}
             calls = {name: lambda make=make, batch=batch: make(batch) for name, make in makers.items()}
             for threads in _thread_counts(options):
-                seconds = _timed(calls, threads, options, _more(options))
+                seconds = _timed(calls, threads, options, _MIN_SECONDS)
                 facts = {"grid": grid, "batch": batch, "threads": threads}
                 rows += [row | tokens[row["candidate"]] for row in _rows(seconds, batch, facts)]
     return rows
@@ -213,7 +215,7 @@ def measure_augmentation(case: Case, images: list[Image.Image], options: argpars
     for threads in _thread_counts(options):
         facts = {"image_size": case.image_size, "crop": case.crop, "jitter": _jitter(case, options)}
         facts |= {"batch": case.batch, "threads": threads}
-        rows += _rows(_timed(calls, threads, options, _more(options)), case.batch, facts)
+        rows += _rows(_timed(calls, threads, options, _MIN_SECONDS), case.batch, facts)
     return rows
 
 
@@ -412,17 +414,14 @@ def _settings(options: argparse.Namespace) -> list[tuple[int, int]]:
     return found + ([(options.workers, options.threads)] if options.workers else [])
 
 
-def _more(options: argparse.Namespace) -> int:
-    # Calls of milliseconds.
-    return options.repeats if options.effort == "smoke" else 4 * options.repeats
-
-
 def _timed(
-    calls: dict[str, Callable[[], Any]], threads: int, options: argparse.Namespace, repeats: int | None = None
+    calls: dict[str, Callable[[], Any]], threads: int, options: argparse.Namespace, min_seconds: float = 0.0
 ) -> dict[str, list[float]]:
+    # Short calls come in more rounds, too.
+    more = 4 if min_seconds and options.effort != "smoke" else 1
     torch.set_num_threads(threads)
     try:
-        return interleaved(calls, repeats=repeats or options.repeats, device=options.device)
+        return interleaved(calls, repeats=more * options.repeats, device=options.device, min_seconds=min_seconds)
     finally:
         torch.set_num_threads(options.threads)
 
