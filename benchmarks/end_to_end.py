@@ -3,7 +3,8 @@
 
 `examples/pretrain.py`'s run (`pretrain` itself: data set, Trainer, logs, TensorBoard, monitors) takes turns with bare
 steps of the same model, batch and token counts: forward, backward, clipping, AdamW, EMA and proximal step on images
-and masks that lie ready. kNN measurements, which are logged apart, are off.
+and masks that lie ready. A kNN measurement of the recipe's size is timed alone and shared out over its knn_steps, as a
+log is over its logging_steps.
 """
 
 import argparse
@@ -21,12 +22,13 @@ from unittest import mock
 
 import torch
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
 from sparsejepa_hf.experiments.markdown import table
 from sparsejepa_hf.masking import MultiBlockMaskSampler
 from sparsejepa_hf.training import callbacks, pretraining, trainer
 from sparsejepa_hf.training.command_line import parse_options
+from sparsejepa_hf.training.monitors import KNNMonitor
 
 from .harness.bare_step import BareStep
 from .harness.records import ROOT, origin_line, parser, start, write
@@ -37,7 +39,7 @@ CONFIGS = ROOT / "examples" / "configs"
 _TINY = ["hidden_size=24", "num_hidden_layers=1", "predictor_num_hidden_layers=1", "predictor_hidden_size=24"]
 # The same on both sides, and so large that their difference is the clock's noise.
 SAME = ("forward", "backward")
-LOADING, AUGMENTATION, LOGGING = "data loading", "augmentation", "logging"
+LOADING, AUGMENTATION, LOGGING, KNN = "data loading", "augmentation", "logging", "kNN"
 STEP = "rest of the loop"
 
 
@@ -228,7 +230,8 @@ def measure(case: Case, options: argparse.Namespace, watch_parts: bool) -> dict[
     """Runs `pretrain` on a case, and bare steps between its steps.
 
     Returns:
-        Sizes, both sides' seconds a step, the parts' seconds a step, seconds a log and steps between logs.
+        Sizes, both sides' seconds a step, the parts' seconds a step, seconds a log and steps between logs; without
+        `watch_parts` seconds of a kNN measurement too.
     """
     device = torch.device(options.device)
     # The run's log is timed apart in any case; it waits for what the steps before it left to the device.
@@ -249,7 +252,7 @@ def measure(case: Case, options: argparse.Namespace, watch_parts: bool) -> dict[
 
         stack.enter_context(mock.patch.object(pretraining, "SparseJEPATrainer", build))
         pretraining.pretrain(*parse_options(pretraining.OPTION_TYPES, flags(case, options, folder)))
-    return _result(case, built[0], turns)
+    return _result(case, built[0], turns) | ({} if watch_parts else {"knn_s": knn_seconds(built[0])})
 
 
 def flags(case: Case, options: argparse.Namespace, folder: str) -> list[str]:
@@ -271,6 +274,8 @@ def flags(case: Case, options: argparse.Namespace, folder: str) -> list[str]:
     }
     if options.dataset is None:
         values |= {"max_train_examples": 4 * case.batch, "label_column": "label"}
+    if options.effort != "full":
+        values["knn_max_examples"] = 100
     given = dict(override.split("=", 1) for override in case.overrides)
     return [str(CONFIGS / case.recipe), *(text for k, v in (values | given).items() for text in (f"--{k}", str(v)))]
 
@@ -288,13 +293,31 @@ def bare_step(run: Any, parts: Parts | None = None) -> Callable[[], Tensor]:
     return partial(step, images.to(args.device), *masks)
 
 
-def _recipe_logging_steps(case: Case) -> int:
+def knn_seconds(run: Any) -> float:
+    """Seconds of one kNN measurement, with as many images as the run's options allow, made here."""
+    args, count = run.args, run.args.knn_max_examples
+    generator = torch.Generator().manual_seed(args.seed)
+    sides = (run.model.config.num_channels, *run.model.config.image_sides)
+    pixels = torch.randint(0, 256, (count, *sides), generator=generator, dtype=torch.uint8)
+    images: Any = [{"pixel_values": image, "labels": index % 100} for index, image in enumerate(pixels)]
+    monitor = KNNMonitor(images, images, run.normalize, lambda logs: None, run._throughput)
+    # Past its first step a run does not measure when it begins.
+    monitor.on_train_begin(args, TrainerState(global_step=1), None, run.model)
+    synchronize(args.device)
+    begin = time.perf_counter()
+    monitor._measure(args, run.model)
+    synchronize(args.device)
+    return time.perf_counter() - begin
+
+
+def _recipe(case: Case) -> Any:
+    """The recipe's arguments of training."""
     recipe = [str(CONFIGS / case.recipe), "--output_dir", "unused"]
-    return int(parse_options(pretraining.OPTION_TYPES, recipe)[2].logging_steps)
+    return parse_options(pretraining.OPTION_TYPES, recipe)[2]
 
 
 def _result(case: Case, run: Any, turns: TakeTurns) -> dict[str, Any]:
-    sampler, logging_steps = run.mask_sampler, _recipe_logging_steps(case)
+    sampler, recipe = run.mask_sampler, _recipe(case)
     log = statistics.median(turns.log_seconds) if turns.log_seconds else 0.0
     return {
         "name": case.name,
@@ -310,8 +333,10 @@ def _result(case: Case, run: Any, turns: TakeTurns) -> dict[str, Any]:
         "excess": speedup(turns.seconds["run"], turns.seconds["bare"]) - 1.0,
         "excess_of_blocks": [run / bare - 1.0 for run, bare in zip(*turns.seconds.values(), strict=True)],
         "log_s": log,
-        "logging_steps": logging_steps,
-        "parts": _parts(case, turns, log / logging_steps),
+        "logging_steps": int(recipe.logging_steps),
+        "knn_steps": recipe.knn_steps,
+        "knn_examples": run.args.knn_max_examples,
+        "parts": _parts(case, turns, log / recipe.logging_steps),
     }
 
 
@@ -333,18 +358,20 @@ def _parts(case: Case, turns: TakeTurns, logging: float) -> dict[str, dict[str, 
 def costs(case: dict[str, Any]) -> dict[str, float]:
     """What a run costs beyond bare steps, as shares of the bare step's time.
 
-    `whole`: by the two sides' step times, logs included. `added`: the sum of the parts' differences, forward and
-    backward left out, against the bare step of the run that watched the parts. `added_without_input`: the same without
-    data loading and augmentation.
+    `whole`: by the two sides' step times, logs and kNN included. `added`: the sum of the parts' differences and kNN,
+    forward and backward left out, against the bare step of the run that watched the parts. `added_without_input`: the
+    same without data loading and augmentation. `knn`: kNN alone, which is in all three.
     """
     bare, watched_bare = case["bare"]["median_s"], case["watched_bare_s"]
     differences = {n: p.get("run_s", 0.0) - p.get("bare_s", 0.0) for n, p in case["parts"].items()}
     added = {name: seconds for name, seconds in differences.items() if name not in SAME}
     own = sum(seconds for name, seconds in added.items() if name not in (LOADING, AUGMENTATION))
+    knn = case["knn_s"] / case["knn_steps"]
     return {
-        "whole": case["excess"] + case["log_s"] / case["logging_steps"] / bare,
-        "added": sum(added.values()) / watched_bare,
-        "added_without_input": own / watched_bare,
+        "whole": case["excess"] + (case["log_s"] / case["logging_steps"] + knn) / bare,
+        "added": (sum(added.values()) + knn) / watched_bare,
+        "added_without_input": (own + knn) / watched_bare,
+        "knn": knn / bare,
     }
 
 
@@ -367,18 +394,22 @@ def main(argv: list[str] | None = None) -> None:
 def render(record: dict[str, Any]) -> str:
     """Step times of both sides, the cost of the run in per cent, and its parts."""
     header = ["model", "batch", "tokens: all, context, targets", "run, ms a step", "bare step, ms", "images/s, run"]
-    header += ["images/s, bare", "blocks", "lowest to highest cost of a block, logs apart"]
-    header += ["cost", "of its own parts", "without loading, augmentation"]
+    header += ["images/s, bare", "blocks", "lowest to highest cost of a block, logs and kNN apart"]
+    header += ["cost", "of its own parts", "without loading, augmentation", "of it kNN"]
     blocks = [table(header, [_row(case) for case in record["cases"]])]
     for case in record["cases"]:
-        rows = [_part_row(name, part, case) for name, part in _sorted(case["parts"])]
-        blocks.append(f"{case['name']}, batch {case['batch']}: parts of a step")
+        knn, images = {KNN: {"run_s": case["knn_s"] / case["knn_steps"]}}, f"{case['knn_examples']:,} images"
+        rows = [_part_row(name, part, case) for name, part in _sorted(case["parts"] | knn)]
+        blocks.append(
+            f"{case['name']}, batch {case['batch']}: parts of a step; kNN: {images} among {images}, "
+            f"{case['knn_s']:.1f} s every {case['knn_steps']:,} steps"
+        )
         blocks.append(table(["part", "run, ms", "bare step, ms", "difference, % of the bare step"], rows))
     blocks.append(
-        "A run is `pretrain` with logs and TensorBoard, logging shared out over the recipe's logging_steps; kNN "
-        "measurements, checkpoints, evaluation, the start and decoding into memory are left out. Cost: the median "
-        "over blocks of steps; of its own parts: the sum of the differences below, forward and backward left out. "
-        + origin_line(record)
+        "A run is `pretrain` with logs, TensorBoard and monitors; logging and kNN are shared out over the recipe's "
+        "logging_steps and knn_steps; checkpoints, evaluation at the end, the start and decoding into memory are left "
+        "out. Cost: the median over blocks of steps; of its own parts: the sum of the differences below, forward and "
+        "backward left out. " + origin_line(record)
     )
     return "\n\n".join(blocks)
 
@@ -390,7 +421,8 @@ def _sorted(parts: dict[str, dict[str, float]]) -> list[tuple[str, dict[str, flo
 def _row(case: dict[str, Any]) -> list[str]:
     blocks, each = case["target_patches"]
     log = case["log_s"] / case["logging_steps"]
-    run, bare, found = case["run"]["median_s"] + log, case["bare"]["median_s"], costs(case)
+    bare, found = case["bare"]["median_s"], costs(case)
+    run = case["run"]["median_s"] + log + case["knn_s"] / case["knn_steps"]
     return [
         f"{case['name']} ({case['recipe']})",
         str(case["batch"]),
@@ -401,7 +433,7 @@ def _row(case: dict[str, Any]) -> list[str]:
         f"{case['batch'] / bare:.1f}",
         f"{len(case['excess_of_blocks'])} of {case['steps_a_block']}",
         f"{100 * min(case['excess_of_blocks']):+.1f} to {100 * max(case['excess_of_blocks']):+.1f} %",
-        *(f"{100 * found[name]:+.1f} %" for name in ("whole", "added", "added_without_input")),
+        *(f"{100 * found[name]:+.1f} %" for name in ("whole", "added", "added_without_input", "knn")),
     ]
 
 

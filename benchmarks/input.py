@@ -51,6 +51,8 @@ PIL_MEMORY, PIL_FOLDER = "PIL pipeline, in memory", "PIL pipeline, folder"
 MEMORY, ROWS, FOLDER = "ours, in memory", "ours, rows of `datasets`", "ours, folder"
 # What each is held against: the same images, both in memory or both on disk.
 BESIDE = {SAMPLER: COLLATOR, BATCHED: TORCHVISION, MEMORY: PIL_MEMORY, ROWS: PIL_FOLDER, FOLDER: PIL_FOLDER}
+# What a round of masks or of augmentation takes at least.
+_MIN_SECONDS = 0.02
 _TINY_MODEL: dict[str, Any] = {
     "hidden_size": 24,
     "num_hidden_layers": 1,
@@ -62,7 +64,8 @@ _TINY_MODEL: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Images of one size: how many, in what batches, cropped how and written as what."""
+    """Images of one size: how many, in what batches, cropped how and written as what; the `jitter` of their recipe;
+    and the step that stands beside them: `step_batch` images through `step_model`, a preset and what differs."""
 
     image_size: int
     patch_size: int
@@ -70,6 +73,9 @@ class Case:
     images: int
     crop: str
     suffix: str
+    jitter: float
+    step_batch: int
+    step_model: dict[str, Any]
 
     @property
     def grid_size(self) -> tuple[int, int]:
@@ -79,41 +85,43 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Effort:
-    """What an effort measures; `step_batch` is the batch of the step, `step_model` what
-    differs from ViT-Tiny in it."""
+    """What an effort measures."""
 
     cases: tuple[Case, Case]
     grids: tuple[int, ...]
     mask_batches: tuple[int, ...]
     repeats: int
-    step_batch: int
-    step_model: dict[str, Any]
 
 
+_TINY, _SMALL = {"name": "vit-tiny"}, {"name": "vit-small"}
+_SMOKE = {"name": "vit-tiny", **_TINY_MODEL}
 EFFORTS = {
     "full": Effort(
-        (Case(32, 4, 256, 4096, "pad", "png"), Case(224, 16, 32, 512, "resized", "jpg")),
+        (
+            Case(32, 4, 256, 4096, "pad", "png", jitter=0.1, step_batch=256, step_model=_TINY),
+            Case(224, 16, 32, 512, "resized", "jpg", jitter=0.0, step_batch=32, step_model=_SMALL),
+        ),
         grids=(8, 14),
         mask_batches=(64, 256, 1024),
         repeats=5,
-        step_batch=256,
-        step_model={},
     ),
     "short": Effort(
-        (Case(32, 4, 256, 1024, "pad", "png"), Case(224, 16, 32, 64, "resized", "jpg")),
+        (
+            Case(32, 4, 256, 1024, "pad", "png", jitter=0.1, step_batch=64, step_model=_TINY),
+            Case(224, 16, 32, 64, "resized", "jpg", jitter=0.0, step_batch=4, step_model=_SMALL),
+        ),
         grids=(8, 14),
         mask_batches=(64, 256, 1024),
         repeats=2,
-        step_batch=64,
-        step_model={},
     ),
     "smoke": Effort(
-        (Case(16, 2, 4, 8, "pad", "png"), Case(32, 4, 2, 4, "resized", "jpg")),
+        (
+            Case(16, 2, 4, 8, "pad", "png", jitter=0.1, step_batch=4, step_model=_SMOKE),
+            Case(32, 4, 2, 4, "resized", "jpg", jitter=0.0, step_batch=2, step_model=_SMOKE),
+        ),
         grids=(8,),
         mask_batches=(4,),
         repeats=1,
-        step_batch=4,
-        step_model={**_TINY_MODEL, "image_size": 16, "patch_size": 2},
     ),
 }
 
@@ -182,7 +190,7 @@ def measure_masks(effort: Effort, options: argparse.Namespace) -> list[dict[str,
             tokens = {name: _tokens(*make(batch)) for name, make in makers.items()}
             calls = {name: lambda make=make, batch=batch: make(batch) for name, make in makers.items()}
             for threads in _thread_counts(options):
-                seconds = _timed(calls, threads, options, _more(options))
+                seconds = _timed(calls, threads, options, _MIN_SECONDS)
                 facts = {"grid": grid, "batch": batch, "threads": threads}
                 rows += [row | tokens[row["candidate"]] for row in _rows(seconds, batch, facts)]
     return rows
@@ -205,17 +213,22 @@ def measure_augmentation(case: Case, images: list[Image.Image], options: argpars
     }
     rows = []
     for threads in _thread_counts(options):
-        facts = {"image_size": case.image_size, "crop": case.crop, "batch": case.batch, "threads": threads}
-        rows += _rows(_timed(calls, threads, options, _more(options)), case.batch, facts)
+        facts = {"image_size": case.image_size, "crop": case.crop, "jitter": _jitter(case, options)}
+        facts |= {"batch": case.batch, "threads": threads}
+        rows += _rows(_timed(calls, threads, options, _MIN_SECONDS), case.batch, facts)
     return rows
 
 
 def _augmentation(case: Case, options: argparse.Namespace) -> BatchAugmentation:
-    return BatchAugmentation(case.image_size, MEAN, STD, crop=case.crop, color_jitter=options.color_jitter)
+    return BatchAugmentation(case.image_size, MEAN, STD, crop=case.crop, color_jitter=_jitter(case, options))
 
 
 def _transform(case: Case, options: argparse.Namespace) -> Callable[[Image.Image], Tensor]:
-    return build_transform(case.image_size, MEAN, STD, crop=case.crop, color_jitter=options.color_jitter)
+    return build_transform(case.image_size, MEAN, STD, crop=case.crop, color_jitter=_jitter(case, options))
+
+
+def _jitter(case: Case, options: argparse.Namespace) -> float:
+    return case.jitter if options.color_jitter is None else options.color_jitter
 
 
 class Sources:
@@ -317,6 +330,8 @@ def measure_pipeline(sources: Sources) -> list[dict[str, Any]]:
         seconds = _timed(sources.passes(workers), threads, options)
         facts = {
             "image_size": case.image_size,
+            "crop": case.crop,
+            "jitter": _jitter(case, options),
             "file": case.suffix,
             "file_bytes": sources.file_bytes,
             "batch": case.batch,
@@ -339,14 +354,15 @@ def _hold_against_the_best(rows: list[dict[str, Any]], before: list[dict[str, An
             row["speedup"] = min(row["speedup"], row["images_per_s"] / max(rates))
 
 
-def measure_step(effort: Effort, sources: Sources) -> list[dict[str, Any]]:
+def measure_step(sources: Sources) -> list[dict[str, Any]]:
     """Input of a batch, without workers, beside a step (forward and backward) on such a batch."""
     options, case = sources.options, sources.case
     batches = case.images // case.batch
-    config = SparseJEPAConfig.from_preset("vit-tiny", **effort.step_model)
-    step = _step(config, effort.step_batch, options)
+    sizes = {"image_size": case.image_size, "patch_size": case.patch_size}
+    config = SparseJEPAConfig.from_preset(**case.step_model, **sizes)
+    step = _step(config, case.step_batch, options)
     seconds = _timed({"step": step, **sources.passes(0)}, options.threads, options)
-    steps = [s / effort.step_batch for s in seconds.pop("step")]
+    steps = [s / case.step_batch for s in seconds.pop("step")]
     rows = []
     for name, found in seconds.items():
         inputs = [s / (batches * case.batch) for s in found]
@@ -357,10 +373,10 @@ def measure_step(effort: Effort, sources: Sources) -> list[dict[str, Any]]:
                 "width": config.hidden_size,
                 "layers": config.num_hidden_layers,
                 "image_size": case.image_size,
-                "batch": effort.step_batch,
+                "batch": case.step_batch,
                 "threads": options.threads,
-                "input_s": statistics.median(inputs) * effort.step_batch,
-                "step_s": statistics.median(steps) * effort.step_batch,
+                "input_s": statistics.median(inputs) * case.step_batch,
+                "step_s": statistics.median(steps) * case.step_batch,
                 "share": statistics.median(shares),
                 "n": len(shares),
             }
@@ -398,17 +414,14 @@ def _settings(options: argparse.Namespace) -> list[tuple[int, int]]:
     return found + ([(options.workers, options.threads)] if options.workers else [])
 
 
-def _more(options: argparse.Namespace) -> int:
-    # Calls of milliseconds.
-    return options.repeats if options.effort == "smoke" else 4 * options.repeats
-
-
 def _timed(
-    calls: dict[str, Callable[[], Any]], threads: int, options: argparse.Namespace, repeats: int | None = None
+    calls: dict[str, Callable[[], Any]], threads: int, options: argparse.Namespace, min_seconds: float = 0.0
 ) -> dict[str, list[float]]:
+    # Short calls come in more rounds, too.
+    more = 4 if min_seconds and options.effort != "smoke" else 1
     torch.set_num_threads(threads)
     try:
-        return interleaved(calls, repeats=repeats or options.repeats, device=options.device)
+        return interleaved(calls, repeats=more * options.repeats, device=options.device, min_seconds=min_seconds)
     finally:
         torch.set_num_threads(options.threads)
 
@@ -436,7 +449,7 @@ def main(argv: list[str] | None = None) -> None:
     flags = parser(__doc__)
     flags.add_argument("--dataset", default=None, help="real images: folder, file or name; default: generated ones")
     flags.add_argument("--workers", type=int, default=2, help="DataLoader workers, where there are any")
-    flags.add_argument("--color_jitter", type=float, default=0.1, help="strength of the colour jitter")
+    flags.add_argument("--color_jitter", type=float, default=None, help="strength; default: that of the size's recipe")
     options = flags.parse_args(argv)
     if options.workers < 0:
         flags.error(f"--workers is {options.workers}; expected 0 (none) or more.")
@@ -445,8 +458,8 @@ def main(argv: list[str] | None = None) -> None:
     origin = start(options)
     datasets.disable_progress_bars()
     measured: dict[str, Any] = {"masks": measure_masks(effort, options)}
-    measured |= {"augmentation": [], "caching": [], "pipeline": []}
-    for index, case in enumerate(effort.cases):
+    measured |= {"augmentation": [], "caching": [], "pipeline": [], "step": []}
+    for case in effort.cases:
         images = _images(case, options)
         measured["augmentation"] += measure_augmentation(case, images, options)
         with tempfile.TemporaryDirectory() as folder:
@@ -455,8 +468,7 @@ def main(argv: list[str] | None = None) -> None:
             measured["caching"].append(
                 {"image_size": case.image_size, "images": len(images), "seconds": sources.caching_s}
             )
-            if index == 0:
-                measured["step"] = measure_step(effort, sources)
+            measured["step"] += measure_step(sources)
     write("input", options, origin, measured)
 
 
@@ -512,21 +524,24 @@ def _render_masks(rows: list[dict[str, Any]]) -> str:
 
 
 def _render_augmentation(rows: list[dict[str, Any]]) -> str:
-    columns, lines = _pivot(rows, ("image_size", "crop", "batch", "candidate"), ("threads",))
-    header = ["pixels", "crop", "batch", "augmentation", *(_threads(threads) for (threads,) in columns)]
-    body = [[str(size), crop, f"{batch:,}", name, *cells] for (size, crop, batch, name), cells in lines.items()]
+    columns, lines = _pivot(rows, ("image_size", "crop", "jitter", "batch", "candidate"), ("threads",))
+    header = ["pixels", "crop", "jitter", "batch", "augmentation", *(_threads(threads) for (threads,) in columns)]
+    body = [
+        [str(size), crop, str(jitter), f"{batch:,}", name, *cells]
+        for (size, crop, jitter, batch, name), cells in lines.items()
+    ]
     title = "**Augmentation and normalisation**, images a second (times torchvision's)"
     return f"{title}\n\n{table(header, body)}"
 
 
 def _render_pipeline(rows: list[dict[str, Any]], caching: list[dict[str, Any]]) -> str:
-    keys = ("image_size", "file", "file_bytes", "batch", "candidate")
+    keys = ("image_size", "crop", "jitter", "file", "file_bytes", "batch", "candidate")
     columns, lines = _pivot(rows, keys, ("workers", "threads"))
-    header = ["pixels", "files", "batch", "input"]
+    header = ["pixels, of files too", "crop, jitter", "files", "batch", "input"]
     header += [f"{'no' if not workers else workers} workers, {_threads(threads)}" for workers, threads in columns]
     body = [
-        [str(size), f"{file}, {file_bytes / 1024:.1f} KiB", f"{batch:,}", name, *cells]
-        for (size, file, file_bytes, batch, name), cells in lines.items()
+        [str(size), f"{crop}, {jitter}", f"{file}, {file_bytes / 1024:.1f} KiB", f"{batch:,}", name, *cells]
+        for (size, crop, jitter, file, file_bytes, batch, name), cells in lines.items()
     ]
     once = "; ".join(
         f"{row['image_size']} pixels: {row['seconds']:.1f} s for {row['images']:,} images" for row in caching
@@ -539,9 +554,10 @@ def _render_pipeline(rows: list[dict[str, Any]], caching: list[dict[str, Any]]) 
 
 
 def _render_step(rows: list[dict[str, Any]]) -> str:
-    header = ["pixels", "batch", "input", "input, ms a batch", "step, ms", "input's share in series"]
+    header = ["model", "pixels", "batch", "input", "input, ms a batch", "step, ms", "input's share in series"]
     body = [
         [
+            f"width {row['width']} × {row['layers']} layers",
             str(row["image_size"]),
             f"{row['batch']:,}",
             row["candidate"],
@@ -551,10 +567,9 @@ def _render_step(rows: list[dict[str, Any]]) -> str:
         ]
         for row in rows
     ]
-    width, layers, threads = (rows[0][name] for name in ("width", "layers", "threads"))
     title = (
-        f"**Beside the step** (forward and backward, width {width} × {layers} layers, {_threads(threads)}), without "
-        "workers, so that one waits for the other"
+        f"**Beside the step** (forward and backward, {_threads(rows[0]['threads'])}), without workers, so that one "
+        "waits for the other"
     )
     return f"{title}\n\n{table(header, body)}"
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
-"""Time and memory of a step against batch, patches, groups, latents, processes; memory against the data set's size.
+"""Time and memory of a step against batch, patches, groups, latents, processes; of reading, against rows.
 
 Each series varies one number and holds the others. An exponent is the slope of a straight line, by least squares,
 through the logarithms; with it stand its standard error and the range that it was fitted on.
@@ -32,9 +32,10 @@ from sparsejepa_hf.data import build_image_dataset, load_image_dataset
 from sparsejepa_hf.experiments.markdown import table
 from sparsejepa_hf.masking import MultiBlockMaskSampler
 from sparsejepa_hf.modeling_sparsejepa import SparseJEPAForPreTraining
+from sparsejepa_hf.training.command_line import DataArguments
 
 from .harness.bare_step import BareStep
-from .harness.memory import peak_resident_bytes, peak_tensor_bytes, reset_peak_resident
+from .harness.memory import peak_resident_bytes, peak_tensor_bytes, reset_peak_resident, resident_bytes
 from .harness.records import ROOT, origin_line, parser, start, write
 from .harness.timing import interleaved, summary
 
@@ -55,6 +56,7 @@ _SMALL: dict[str, Any] = {
 _MINIMAL = {**_SMALL, "hidden_size": 48, "num_hidden_layers": 1, "intermediate_size": 96}
 # What all series but one hold; the groups divide the width of each model.
 _BATCH, _IMAGE = 64, 32
+_WARM_ROWS = 100
 _NAMES = {"batch": "batch", "patches": "patches", "num_groups": "groups G", "num_latents": "latents K"}
 
 
@@ -249,18 +251,18 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def measure_data(planned: dict[str, Any], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """How much a process grows while it reads a data set of one file once, by the number of rows."""
+    """Seconds and growth of a process that reads a data set of one file once, by the number of rows."""
     measured = []
     with tempfile.TemporaryDirectory() as folder:
         tasks, warm = [], Path(folder) / "warm" / "train.parquet"
         warm.parent.mkdir()
-        write_rows(warm, 100, options.seed)
+        write_rows(warm, _WARM_ROWS, options.seed)
         for rows in planned["rows"]:
             path = Path(folder) / f"{rows}" / "train.parquet"
             path.parent.mkdir()
             write_rows(path, rows, options.seed)
-            paths = {"path": str(path.parent), "warm_path": str(warm.parent)}
-            tasks += [{"kind": kind, **paths} for kind in (STREAMED, STREAMED_FILES, IN_MEMORY)]
+            task = {"path": str(path.parent), "rows": rows, "warm_path": str(warm.parent), "warm_rows": _WARM_ROWS}
+            tasks += [{"kind": kind, **task} for kind in (STREAMED, STREAMED_FILES, IN_MEMORY)]
         if options.effort == "smoke":
             return [_read(task) for task in tasks]
         for task in tasks:
@@ -272,27 +274,37 @@ def measure_data(planned: dict[str, Any], options: argparse.Namespace) -> list[d
 
 
 def _read(task: dict[str, Any]) -> dict[str, Any]:
-    """Reads every row once in batches; how much the process grew meanwhile."""
+    """Reads every row once in batches; how long it took, and how much the process grew meanwhile."""
     streamed = task["kind"] != IN_MEMORY
+    resident: list[int] = []
 
-    def read(path: str) -> int:
+    def read(path: str, rows: int) -> int:
         source: Any = path
         if task["kind"] == STREAMED_FILES:
             source = load_dataset("parquet", data_files=f"{path}/*.parquet", split="train", streaming=True)
         loaded = load_image_dataset(source, "train", streaming=streamed)
-        images = build_image_dataset(loaded, 32, cache=not streamed, num_threads=1)
-        loader = torch.utils.data.DataLoader(images, batch_size=64)
-        return sum(len(batch["pixel_values"]) for batch in loader)
+        # As much is held for shuffling as in a run of examples/pretrain.py.
+        held = DataArguments.shuffle_buffer
+        images = build_image_dataset(loaded, 32, cache=not streamed, num_threads=1, shuffle_buffer_size=held)
+        seen = 0
+        for batch in torch.utils.data.DataLoader(images, batch_size=64):
+            seen += len(batch["pixel_values"])
+            if len(resident) < 4 * seen // rows:
+                resident.append(resident_bytes())
+        return seen
 
     # What is imported and set up on first use is no part of the data.
-    read(task["warm_path"])
+    read(task["warm_path"], task["warm_rows"])
+    resident.clear()
     reset_peak_resident()
-    before = peak_resident_bytes()
-    rows = read(task["path"])
+    before, begin = peak_resident_bytes(), time.perf_counter()
+    rows = read(task["path"], task["rows"])
     return {
         "kind": task["kind"],
         "rows": rows,
+        "seconds": time.perf_counter() - begin,
         "grown_bytes": peak_resident_bytes() - before,
+        "grown_at_quarters": [found - before for found in resident],
         "file_bytes": sum(file.stat().st_size for file in Path(task["path"]).glob("*.parquet")),
         "pixel_bytes": rows * 3 * 32 * 32,
     }
@@ -328,7 +340,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def render(record: dict[str, Any]) -> str:
     """One table a series, the exponents, processes and data sets."""
-    held = f"{record['model']}, held: batch {record['held_batch']}, {record['image_size']} pixels"
+    rounds = record["series"][0]["points"][0]["n"]
+    held = f"{record['model']}, held: batch {record['held_batch']}, {record['image_size']} pixels, median of {rounds}"
     blocks = [f"A step of {held}; its time, and the most bytes of tensors alive at a time beyond those before it"]
     header = ["varied", "value: ms, MiB"]
     blocks.append(table(header, [_series_row(series) for series in record["series"]]))
@@ -337,8 +350,11 @@ def render(record: dict[str, Any]) -> str:
     if record["processes"]:
         header = ["processes (gloo)", "threads each", "batch each", "step, ms", "images/s"]
         blocks.append(table(header, [_process_row(row) for row in record["processes"]]))
-    header = ["data set of one file", "rows", "file, MiB", "pixels, MiB", "process grew by, MiB"]
+    header = ["data set of one file", "rows", "file, MiB", "pixels, MiB", "seconds", "process grew by at most, MiB"]
+    header += ["after each quarter of the rows, MiB"]
     blocks.append(table(header, [_data_row(row) for row in record["data"]]))
+    header = ["data set of one file", "rows", "time ~ rows^", "growth ~ rows^"]
+    blocks.append(table(header, _data_exponents(record["data"])))
     blocks.append(origin_line(record))
     return "\n\n".join(blocks)
 
@@ -370,8 +386,23 @@ def _process_row(row: dict[str, Any]) -> list[str]:
 
 
 def _data_row(row: dict[str, Any]) -> list[str]:
-    sizes = (row["file_bytes"], row["pixel_bytes"], row["grown_bytes"])
-    return [row["kind"], str(row["rows"]), *(f"{size / 2**20:.1f}" for size in sizes)]
+    file, pixels, grown, *quarters = (
+        f"{size / 2**20:.1f}"
+        for size in (row["file_bytes"], row["pixel_bytes"], row["grown_bytes"], *row["grown_at_quarters"])
+    )
+    return [row["kind"], str(row["rows"]), file, pixels, f"{row['seconds']:.1f}", grown, ", ".join(quarters)]
+
+
+def _data_exponents(rows: list[dict[str, Any]]) -> list[list[str]]:
+    found = []
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        own = [row for row in rows if row["kind"] == kind]
+        # A process may not have grown at all.
+        grown = [max(row["grown_bytes"], 1) for row in own]
+        x = [row["rows"] for row in own]
+        fits = (fit_exponent(x, y) for y in ([row["seconds"] for row in own], grown))
+        found.append([kind, f"{min(x)} to {max(x)}", *map(_exponent, fits)])
+    return found
 
 
 if __name__ == "__main__":

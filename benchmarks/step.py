@@ -38,9 +38,9 @@ OURS_IJEPA, OURS = "ours, I-JEPA", "ours, SparseJEPA"
 PRECISIONS = ("fp32", "bf16")
 
 Step = Callable[[Tensor, Tensor, Tensor], Tensor]
-UNFUSED = "unfused attention"
+UNFUSED, BOTH = "unfused attention", "unfused attention, compiled"
 # Modes of `torch.compile` by their names here.
-COMPILED = {"compiled": "default", "CUDA graphs": "reduce-overhead"}
+COMPILED = {"compiled": "default", BOTH: "default", "CUDA graphs": "reduce-overhead"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Case:
 @dataclass(frozen=True)
 class Candidate:
     """Something that takes a training step in a precision: eager, with timm's fused attention switched off, compiled,
-    or compiled into CUDA graphs."""
+    both, or compiled into CUDA graphs."""
 
     name: str
     precision: str
@@ -75,6 +75,7 @@ CASES = {
         Case("ViT-Tiny/4, 32 px", _TINY, 256, compiled=True),
         Case("ViT-Tiny/4, 32 px", _TINY, 64),
         Case("ViT-S/16, 224 px", _SMALL, 16),
+        Case("ViT-S/16, 224 px", _SMALL, 8),
     ),
     "short": (Case("ViT-Tiny/4, 32 px", _TINY, 64),),
     "smoke": (Case("width 48 x 2, 32 px", _SMOKE, 4),),
@@ -115,6 +116,8 @@ def candidates(case: Case, device: str, reference: Path | None) -> Iterator[Cand
         for mode in modes:
             for precision in PRECISIONS:
                 yield Candidate(name, precision, mode)
+    for precision in PRECISIONS if case.compiled else ():
+        yield Candidate(STRAIGHTFORWARD, precision, BOTH)
 
 
 def build(candidate: Candidate, case: Case, device: str, reference: Path | None = None) -> Step:
@@ -128,7 +131,7 @@ def build(candidate: Candidate, case: Case, device: str, reference: Path | None 
         return step
     loops = {STRAIGHTFORWARD: StraightforwardLoop, LIGHTLY: LightlyLoop, OFFICIAL: partial(OfficialLoop, reference)}
     loop = loops[candidate.name](build_config(case, use_grouping=False), device, autocast)
-    if candidate.mode == UNFUSED:
+    if candidate.mode in (UNFUSED, BOTH):
         loop.unfuse_attention()
     if candidate.mode in COMPILED:
         loop.loss = _compile(candidate)(loop.loss)
@@ -262,12 +265,9 @@ def _render_case(case: dict[str, Any], record: dict[str, Any]) -> str:
         f"context, {blocks} blocks of {target}; median of {record['options']['repeats']} rounds"
     )
     header = ["step", "precision", "ms", "images/s", "x straightforward fp32", "x same precision", "GFLOP/image"]
-    header += ["share of peak", "peak memory, MB", "x same precision"]
-    memories = {
-        row["precision"]: row["peak_tensor_bytes"]
-        for row in case["rows"]
-        if (row["candidate"], row["mode"]) == (STRAIGHTFORWARD, "eager")
-    }
+    header += ["share of peak", "tensors at their peak, MB", "x same precision", "process grew by, MB"]
+    header += ["x same precision"]
+    loops = {row["precision"]: row for row in case["rows"] if is_loop(row)}
     rows = [
         [
             row["candidate"] + ("" if row["mode"] == "eager" else f", {row['mode']}"),
@@ -278,8 +278,8 @@ def _render_case(case: dict[str, Any], record: dict[str, Any]) -> str:
             f"{row['speedup_same_precision']:.2f}",
             f"{row['counted_flops_per_image'] / 1e9:.2f}",
             f"{100 * row['share_of_peak']:.0f} %",
-            _megabytes(row),
-            _times(row["peak_tensor_bytes"], memories[row["precision"]]),
+            *_memory(row, loops[row["precision"]], "peak_tensor_bytes"),
+            *_memory(row, loops[row["precision"]], "peak_resident_bytes"),
         ]
         for row in case["rows"]
     ]
@@ -287,15 +287,17 @@ def _render_case(case: dict[str, Any], record: dict[str, Any]) -> str:
     return f"{title}\n\n{table(header, rows)}\n\nThe grouping adds {cost} to a step of I-JEPA."
 
 
-def _megabytes(row: dict[str, Any]) -> str:
-    """Tensors, and in brackets what the process grew by."""
-    found = (row["peak_tensor_bytes"], row["peak_resident_bytes"])
-    tensors, grown = (NONE if size is None else f"{size / 1e6:,.0f}" for size in found)
-    return f"{tensors} ({grown})"
+def is_loop(row: dict[str, Any]) -> bool:
+    """Whether a row is of the loop that all are compared with."""
+    return (row["candidate"], row["mode"]) == (STRAIGHTFORWARD, "eager")
 
 
-def _times(size: int | None, baseline: int) -> str:
-    return NONE if size is None else f"{size / baseline:.2f}"
+def _memory(row: dict[str, Any], loop: dict[str, Any], kind: str) -> tuple[str, str]:
+    """Megabytes, and as a ratio to the loop's."""
+    size, baseline = row[kind], loop[kind]
+    if size is None or baseline is None:
+        return NONE if size is None else f"{size / 1e6:,.0f}", NONE
+    return f"{size / 1e6:,.0f}", f"{size / baseline:.3f}"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -311,7 +313,7 @@ def main(argv: list[str] | None = None) -> None:
     measured = {"matmul_peak": peaks, "cases": [measure(case, options, peaks) for case in cases]}
     if options.reference:
         # Where it lay on this machine says nothing.
-        options.reference = "given"
+        options.reference = records.commit_of(options.reference) or "given"
     records.write("step", options, origin, measured)
 
 

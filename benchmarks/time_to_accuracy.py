@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import torch
+
 from sparsejepa_hf.experiments.command_line import as_options
 from sparsejepa_hf.experiments.markdown import NONE, percent, table
 from sparsejepa_hf.experiments.runs import IJEPA, IJEPA_OPTIONS, SPARSEJEPA, PreTrainingFailed, Run, Runs
@@ -101,6 +103,9 @@ class ClockedMonitor(KNNMonitor):
 
 
 def _clocks() -> dict[str, float]:
+    if torch.cuda.is_initialized():
+        # Steps that are still under way are training's, not the measurement's.
+        torch.cuda.synchronize()
     return {"seconds": time.perf_counter(), "cpu_seconds": time.process_time()}
 
 
@@ -140,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     options.recipe, options.runs_dir = options.recipe.name, None
     options.flags = " ".join(rest)
     path = write("time_to_accuracy", options, origin, measured)
-    plot(measured, path.with_suffix(".png"))
+    plot(json.loads(path.read_text(encoding="utf-8")), path.with_suffix(".png"))
 
 
 def _flags() -> argparse.ArgumentParser:
@@ -171,11 +176,8 @@ def _fill_in(options: argparse.Namespace) -> None:
 def _require_sense(options: argparse.Namespace, own: argparse.ArgumentParser) -> None:
     if any(not 0 < threshold <= 1 for threshold in options.thresholds):
         own.error(f"--thresholds are {options.thresholds}; expected accuracies in (0, 1], such as 0.2 for 20 %")
-    if options.device != "cpu" or options.repeats is not None:
-        own.error(
-            f"--device is {options.device}, --repeats {options.repeats}; expected neither: a run trains where its "
-            "recipe says, and is repeated by --seeds"
-        )
+    if options.repeats is not None:
+        own.error(f"--repeats is {options.repeats}; expected none: a run is repeated by --seeds")
     if options.knn_steps < 1 or options.jobs < 1 or options.threads < 1:
         own.error(
             f"--knn_steps is {options.knn_steps}, --jobs {options.jobs}, --threads {options.threads}; expected at "
@@ -189,7 +191,8 @@ def _shared(options: argparse.Namespace) -> dict[str, Any]:
     """Options of all runs. A run that is interrupted begins anew, so it needs no checkpoints on the way."""
     brief = {"full": {}, "short": _BRIEF, "smoke": _MINIMAL}[options.effort]
     data = {} if options.dataset is None else {"dataset": options.dataset}
-    return {"save_strategy": "no", "report_to": "none", **brief, **data}
+    place = {"use_cpu": options.device == "cpu"}
+    return {"save_strategy": "no", "report_to": "none", "knn_max_examples": 10_000, **place, **brief, **data}
 
 
 def measure(options: argparse.Namespace, shared: dict[str, Any], commit: str | None = None) -> dict[str, Any]:
@@ -233,14 +236,18 @@ def first_reached(curve: Sequence[dict[str, float]], threshold: float) -> dict[s
 
 
 def render(record: dict[str, Any]) -> str:
-    """One row for each method and threshold, with every seed's seconds, and where each curve ends."""
+    """One row for each method and threshold, with every seed's seconds, and where each curve ends.
+
+    On a CPU those of the processor: runs beside one another slow each other down.
+    """
     methods = list(dict.fromkeys(run["method"] for run in record["runs"]))
     rows = [
         _threshold_row(record, method, index, threshold)
         for index, threshold in enumerate(record["thresholds"])
         for method in methods
     ]
-    header = ["kNN accuracy, %", "method", "reached", "CPU seconds, each seed", "median", "seconds", "images"]
+    clocks = _CLOCKS[_kind(record)]
+    header = ["kNN accuracy, %", "method", "reached", f"{clocks[0][1]}, each seed", "median", clocks[1][1], "images"]
     blocks = [table(header, rows), table(_END_HEADER, [row for run in record["runs"] for row in _end_rows(run)])]
     blocks += [f"{run['method']}, seed {run['seed']}, failed: {run['failed']}" for run in _failed(record)]
     options = record["options"]
@@ -250,6 +257,17 @@ def render(record: dict[str, Any]) -> str:
         f"or above counts; {options['jobs']} runs at a time. " + origin_line(record)
     )
     return "\n\n".join(blocks)
+
+
+# What is compared, and what stands beside it: (key, title) each.
+_CLOCKS = {
+    "cpu": (("cpu_seconds", "CPU seconds"), ("seconds", "seconds")),
+    "cuda": (("seconds", "seconds"), ("cpu_seconds", "CPU seconds")),
+}
+
+
+def _kind(record: dict[str, Any]) -> str:
+    return torch.device(record["options"]["device"]).type
 
 
 _END_HEADER = ["method", "seed", "steps", "CPU seconds", "seconds", "untrained, %", "best, %", "last, %"]
@@ -262,7 +280,8 @@ def _failed(record: dict[str, Any]) -> list[dict[str, Any]]:
 def _threshold_row(record: dict[str, Any], method: str, index: int, threshold: float) -> list[str]:
     runs = [run for run in record["runs"] if run["method"] == method and "failed" not in run]
     reached = [run["reached"][index] for run in runs]
-    each = ", ".join("not reached" if point is None else f"{point['cpu_seconds']:.0f}" for point in reached)
+    (clock, _), (other, _) = _CLOCKS[_kind(record)]
+    each = ", ".join("not reached" if point is None else f"{point[clock]:.0f}" for point in reached)
 
     def median(name: str) -> str:
         # A median over those alone that got there would flatter.
@@ -271,7 +290,7 @@ def _threshold_row(record: dict[str, Any], method: str, index: int, threshold: f
         return f"{statistics.median(point[name] for point in reached):.0f}"
 
     count = f"{sum(point is not None for point in reached)} of {len(reached)}"
-    return [percent(threshold), method, count, each or NONE, *map(median, ("cpu_seconds", "seconds", "images"))]
+    return [percent(threshold), method, count, each or NONE, *map(median, (clock, other, "images"))]
 
 
 def _end_rows(run: dict[str, Any]) -> list[list[str]]:
@@ -284,8 +303,8 @@ def _end_rows(run: dict[str, Any]) -> list[list[str]]:
     return [[run["method"], str(run["seed"]), str(curve[-1]["step"]), *times, *map(percent, shown)]]
 
 
-def plot(measured: dict[str, Any], path: Path) -> bool:
-    """Draws kNN accuracy against CPU seconds, a line a run; whether matplotlib is there to do it."""
+def plot(record: dict[str, Any], path: Path) -> bool:
+    """Draws kNN accuracy against seconds, a line a run; whether matplotlib is there to do it."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -294,16 +313,17 @@ def plot(measured: dict[str, Any], path: Path) -> bool:
     axes = figure.subplots()
     named: set[str] = set()
     colours = {method: f"C{index}" for index, method in enumerate(METHODS)}
-    for run in measured["runs"]:
+    (clock, title), _ = _CLOCKS[_kind(record)]
+    for run in record["runs"]:
         if "failed" in run:
             continue
         label = None if run["method"] in named else run["method"]
         named.add(run["method"])
-        x, y = ([point[name] for point in run["curve"]] for name in ("cpu_seconds", "knn_accuracy"))
+        x, y = ([point[name] for point in run["curve"]] for name in (clock, "knn_accuracy"))
         axes.plot(x, [100 * value for value in y], color=colours[run["method"]], label=label, alpha=0.8)
-    for threshold in measured["thresholds"]:
+    for threshold in record["thresholds"]:
         axes.axhline(100 * threshold, color="grey", linewidth=0.5)
-    axes.set_xlabel("CPU seconds of training")
+    axes.set_xlabel(f"{title} of training")
     axes.set_ylabel("kNN accuracy on held-out images, %")
     if named:
         axes.legend()

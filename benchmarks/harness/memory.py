@@ -41,10 +41,19 @@ def peak_tensor_bytes(call: Callable[[], Any], device: torch.device | str = "cpu
 
 def peak_resident_bytes() -> int:
     """Most physical memory this process has had since [`reset_peak_resident`], or since its start (Linux)."""
+    return _status("VmHWM")
+
+
+def resident_bytes() -> int:
+    """Physical memory of this process now (Linux)."""
+    return _status("VmRSS")
+
+
+def _status(name: str) -> int:
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/status has no VmHWM; peak resident memory is measured on Linux only.")
+    raise OSError(f"/proc/self/status has no {name}; resident memory is measured on Linux only.")
 
 
 def reset_peak_resident() -> None:

@@ -18,7 +18,7 @@ from sparsejepa_hf.evaluation import provenance
 ROOT = Path(__file__).parents[2]
 EFFORTS = ("full", "short", "smoke")
 # Their versions are written down where they are installed.
-_ALTERNATIVES = ("lightly", "onnxruntime", "onnxscript", "torchvision", "pillow", "psutil")
+_ALTERNATIVES = ("lightly", "onnxruntime", "onnxscript", "onnx", "torchvision", "pillow")
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -57,6 +57,12 @@ def start(options: argparse.Namespace) -> dict[str, Any]:
 def _changed() -> bool:
     command = ["git", "-C", str(ROOT), "status", "--porcelain", "--", "benchmarks", "examples"]
     return bool(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+
+
+def commit_of(checkout: Path) -> str | None:
+    """The commit that a folder is at, or None for a folder without git."""
+    done = subprocess.run(["git", "-C", str(checkout), "rev-parse", "HEAD"], capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _is_installed(name: str) -> bool:

@@ -15,11 +15,13 @@ def interleaved(
     repeats: int,
     warmup: int = 1,
     device: torch.device | str = "cpu",
+    min_seconds: float = 0.0,
 ) -> dict[str, list[float]]:
     """Wall-clock seconds of each candidate's calls, `repeats` each.
 
     All candidates are first called `warmup` times, untimed. Then, `repeats` times, each is called once; who begins
-    rotates. On an accelerator the device is synchronised before and after each call.
+    rotates. On an accelerator the device is synchronised before and after each call. Calls so short that they would
+    measure what ran before them are called again and again, for about `min_seconds`, and their mean counts as one.
 
     Raises:
         ValueError: if `repeats` is below 1 or there is no candidate.
@@ -30,20 +32,27 @@ def interleaved(
         for call in candidates.values():
             call()
     names = list(candidates)
+    counts = {name: _count(call, min_seconds, device) for name, call in candidates.items()}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for round_ in range(repeats):
         turn = round_ % len(names)
         for name in names[turn:] + names[:turn]:
-            seconds[name].append(_timed(candidates[name], device))
+            seconds[name].append(_timed(candidates[name], device, counts[name]))
     return seconds
 
 
-def _timed(call: Callable[[], Any], device: torch.device | str) -> float:
+def _count(call: Callable[[], Any], min_seconds: float, device: torch.device | str) -> int:
+    """How many calls take `min_seconds`."""
+    return 1 if min_seconds <= 0 else max(1, round(min_seconds / _timed(call, device)))
+
+
+def _timed(call: Callable[[], Any], device: torch.device | str, count: int = 1) -> float:
     synchronize(device)
     start = time.perf_counter()
-    call()
+    for _ in range(count):
+        call()
     synchronize(device)
-    return time.perf_counter() - start
+    return (time.perf_counter() - start) / count
 
 
 def synchronize(device: torch.device | str) -> None:

@@ -69,6 +69,8 @@ def test_costs_of_a_record_written_by_hand():
         "excess": 0.10,
         "log_s": 4.0,
         "logging_steps": 50,
+        "knn_s": 30.0,
+        "knn_steps": 300,
         "parts": {
             "forward": {"run_s": 1.5, "bare_s": 1.0},
             "clip": {"run_s": 0.06, "bare_s": 0.02},
@@ -78,9 +80,10 @@ def test_costs_of_a_record_written_by_hand():
         },
     }
     assert end_to_end.costs(case) == {
-        "whole": pytest.approx(0.10 + 4.0 / 50 / 2.0),
-        "added": pytest.approx((0.04 + 0.10 + 0.06 + 0.02) / 2.5),
-        "added_without_input": pytest.approx((0.04 + 0.02) / 2.5),
+        "whole": pytest.approx(0.10 + 4.0 / 50 / 2.0 + 0.1 / 2.0),
+        "added": pytest.approx((0.04 + 0.10 + 0.06 + 0.02 + 0.1) / 2.5),
+        "added_without_input": pytest.approx((0.04 + 0.02 + 0.1) / 2.5),
+        "knn": pytest.approx(0.1 / 2.0),
     }
 
 
@@ -143,6 +146,7 @@ def test_a_smoke_run_writes_a_record_that_renders_as_it_was_written(tmp_path, mo
     shared = {name for name, part in case["parts"].items() if "bare_s" in part}
     assert shared == {"forward", "backward", "clip", "optimizer", "zero gradients", "EMA", "proximal step"}
     assert case["patches"] == 64 and case["batch"] == 8
+    assert case["knn_s"] > 0 and case["knn_examples"] == 100 and case["knn_steps"] == 781
 
 
 def test_images_that_do_not_exist_are_refused(tmp_path):

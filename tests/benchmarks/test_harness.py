@@ -26,6 +26,18 @@ class TestTiming:
         seconds = interleaved({"idle": lambda: None, "sleeps": lambda: time.sleep(0.05)}, repeats=3)
         assert min(seconds["sleeps"]) >= 0.05
 
+    def test_short_calls_are_called_often_and_their_mean_counts(self, monkeypatch):
+        now, calls = [0.0], []
+
+        def call():
+            # The first after the warm-up says how many fill the time; the rest run hot.
+            now[0] += 0.01 if len(calls) < 2 else 0.002
+            calls.append(None)
+
+        monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+        assert interleaved({"a": call}, repeats=3, min_seconds=0.05)["a"] == pytest.approx([0.002] * 3)
+        assert len(calls) == 1 + 1 + 3 * 5
+
     def test_a_speedup_pairs_the_times_of_a_round(self):
         """A round in which the machine was slow for both does not count for either."""
         assert speedup([2.0, 20.0, 4.0], [1.0, 10.0, 1.0]) == 2.0

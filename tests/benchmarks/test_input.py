@@ -106,7 +106,7 @@ def test_unequal_labels_and_unknown_crops_are_refused():
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
 def test_every_source_of_ours_holds_the_same_images(tmp_path, suffix):
-    case = benchmark.Case(16, 2, 3, 7, "pad", suffix)
+    case = benchmark.Case(16, 2, 3, 7, "pad", suffix, jitter=0.1, step_batch=1, step_model={})
     options = argparse.Namespace(color_jitter=0.1, seed=0, device="cpu")
     sources = benchmark.Sources(case, benchmark.generated_images(7, 16, seed=5), tmp_path, options)
     files = sorted((tmp_path / "images").rglob("*." + suffix))

@@ -65,6 +65,12 @@ def test_a_median_stands_only_where_every_seed_got_there():
     assert "| 20.0 | I-JEPA | 3 of 4 | 3, 6, 9, not reached | – | – | – |" in render(record(runs))
 
 
+def test_a_gpu_is_compared_by_the_clock_on_the_wall():
+    shown = record([{"method": "I-JEPA", "seed": 0, "curve": curve(0.1, 0.2)}])
+    shown["options"]["device"], shown["machine"]["accelerator"] = "cuda", "a GPU"
+    assert "| 20.0 | I-JEPA | 1 of 1 | 2 | 2 | 3 | 80 |" in render(shown)
+
+
 def test_a_failed_run_is_named_and_counts_neither_as_reached_nor_as_not():
     text = render(
         record(
@@ -212,6 +218,6 @@ def test_the_methods_differ_in_what_their_names_say_alone(tmp_path):
 
 def test_the_plot_shows_a_line_a_run(tmp_path):
     pytest.importorskip("matplotlib")
-    measured = {"thresholds": [0.2], "runs": [{"method": "I-JEPA", "seed": 0, "curve": curve(0.1, 0.3)}]}
-    assert time_to_accuracy.plot(measured, tmp_path / "curves.png")
+    shown = record([{"method": "I-JEPA", "seed": 0, "curve": curve(0.1, 0.3)}])
+    assert time_to_accuracy.plot(shown, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

@@ -162,7 +162,7 @@ class ImageDataset(torch.utils.data.Dataset):
 
 
 class StreamingImageDataset(torch.utils.data.IterableDataset):
-    """Images of a `datasets.IterableDataset` as uint8 tensors, in constant memory, read once or without end.
+    """Images of a `datasets.IterableDataset` as uint8 tensors, in bounded memory, read once or without end.
 
     Undecodable images are skipped, with one warning, and an error once too many are bad. Several DataLoader workers
     share the shards of the source, which are its files, or the row groups of local Parquet files: more workers than

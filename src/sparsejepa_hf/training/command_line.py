@@ -35,7 +35,7 @@ class DataArguments:
     scene_max_objects: int = field(default=4, metadata={"help": "Most objects of a synthetic-scenes image, 1 to 8."})
     image_column: str | None = field(default=None, metadata={"help": "Default: the only image column."})
     label_column: str | None = field(default=None, metadata={"help": "Default: the only label column, if any."})
-    streaming: bool = field(default=False, metadata={"help": "Read on the fly, in constant memory; needs max_steps."})
+    streaming: bool = field(default=False, metadata={"help": "Read on the fly, in bounded memory; needs max_steps."})
     shuffle_buffer: int = field(default=10_000, metadata={"help": "Examples of the shuffle buffer when streaming."})
     load_size: int | None = field(
         default=None,
