@@ -395,7 +395,7 @@ def render(record: dict[str, Any]) -> str:
     """Step times of both sides, the cost of the run in per cent, and its parts."""
     header = ["model", "batch", "tokens: all, context, targets", "run, ms a step", "bare step, ms", "images/s, run"]
     header += ["images/s, bare", "blocks", "lowest to highest cost of a block, logs and kNN apart"]
-    header += ["cost", "of its own parts", "without loading, augmentation", "of it kNN"]
+    header += ["cost, % of the bare step", "of its own parts", "without loading, augmentation", "of it kNN"]
     blocks = [table(header, [_row(case) for case in record["cases"]])]
     for case in record["cases"]:
         knn, images = {KNN: {"run_s": case["knn_s"] / case["knn_steps"]}}, f"{case['knn_examples']:,} images"
@@ -409,7 +409,7 @@ def render(record: dict[str, Any]) -> str:
         "A run is `pretrain` with logs, TensorBoard and monitors; logging and kNN are shared out over the recipe's "
         "logging_steps and knn_steps; checkpoints, evaluation at the end, the start and decoding into memory are left "
         "out. Cost: the median over blocks of steps; of its own parts: the sum of the differences below, forward and "
-        "backward left out. " + origin_line(record)
+        "backward left out; they come from a run of their own, beside its own bare steps. " + origin_line(record)
     )
     return "\n\n".join(blocks)
 
@@ -431,7 +431,7 @@ def _row(case: dict[str, Any]) -> list[str]:
         f"{1e3 * bare:.1f}",
         f"{case['batch'] / run:.1f}",
         f"{case['batch'] / bare:.1f}",
-        f"{len(case['excess_of_blocks'])} of {case['steps_a_block']}",
+        f"{len(case['excess_of_blocks'])} × {case['steps_a_block']} steps",
         f"{100 * min(case['excess_of_blocks']):+.1f} to {100 * max(case['excess_of_blocks']):+.1f} %",
         *(f"{100 * found[name]:+.1f} %" for name in ("whole", "added", "added_without_input", "knn")),
     ]

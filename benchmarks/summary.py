@@ -32,8 +32,11 @@ def read(results_dir: Path, device: str = "cpu") -> dict[str, dict[str, Any]]:
     paths = {name: results_dir / f"benchmark_{name}_{device}.json" for name in NAMES}
     missing = [name for name, path in paths.items() if not path.is_file()]
     if missing:
-        commands = ", ".join(f"`python -m benchmarks.{name}`" for name in missing)
-        raise FileNotFoundError(f"{results_dir} has no full record of {', '.join(missing)}; run {commands} first.")
+        commands = ", ".join(f"`python -m benchmarks.{name} --results_dir {results_dir}`" for name in missing)
+        raise FileNotFoundError(
+            f"{results_dir} has no full record of {', '.join(missing)} (short and smoke runs do not count); run "
+            f"{commands} first."
+        )
     return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items()}
 
 
@@ -76,18 +79,18 @@ def _step_rows(record: dict[str, Any]) -> Iterator[Row]:
     )
     for precision in step.PRECISIONS:
         loops = [row for key, row in rows.items() if key[:2] == (step.STRAIGHTFORWARD, precision)]
-        fastest = min(loops, key=lambda row: row["median_s"])
+        fastest = max(loops, key=lambda row: row["speedup_same_precision"])
         mine = [row for key, row in rows.items() if key[:2] == (step.OURS, precision)]
         yield (
             f"step against the loop at its best ({fastest['mode']}), both in {precision}",
-            f"{fastest['median_s'] / min(row['median_s'] for row in mine):.2f}×",
+            f"{max(row['speedup_same_precision'] for row in mine) / fastest['speedup_same_precision']:.2f}×",
             "",
         )
     lightly = rows.get((step.LIGHTLY, "fp32", "eager"))
     if lightly:
         yield (
             "step against lightly's I-JEPA modules, both in fp32",
-            f"{lightly['median_s'] / ours['median_s']:.2f}×",
+            f"{ours['speedup_same_precision'] / lightly['speedup_same_precision']:.2f}×",
             "",
         )
     added = ", ".join(f"{100 * cost:+.1f} % in {precision}" for precision, cost in case["grouping_cost"].items())

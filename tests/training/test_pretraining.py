@@ -119,6 +119,18 @@ def test_scenes_are_rendered_at_the_model_s_size(run, monkeypatch):
     assert set(sizes) == {16}
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_steps": -1}, "streaming is set and max_steps is -1"),
+        ({"max_steps": 4, "knn_steps": 2}, "streaming is set and knn_steps is 2"),
+    ],
+)
+def test_a_stream_without_an_end_or_a_bank_is_refused_at_once(run, options, message):
+    with pytest.raises(ValueError, match=message):
+        run(streaming="true", **options)
+
+
 def test_streaming_trains_without_the_held_out_split(run):
     results = run(streaming="true", max_steps=12)
     assert "comparison" not in results and results["num_train_examples"] is None

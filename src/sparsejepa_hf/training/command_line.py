@@ -102,7 +102,8 @@ def parse_options(option_types: Sequence[type], arguments: Sequence[str] | None 
     flagless: dict[str, Any] = {}
     if arguments and not arguments[0].startswith("-"):
         from_file, flagless = _file_as_flags(Path(arguments.pop(0)), option_types)
-    parser = HfArgumentParser(option_types, allow_abbrev=False)
+    usage = "%(prog)s [FILE.yaml] [--flag value ...]; the file holds the flags below by name, and flags override it"
+    parser = HfArgumentParser(option_types, allow_abbrev=False, usage=usage)
     parser.set_defaults(**flagless)
     return parser.parse_args_into_dataclasses([*from_file, *arguments])
 

@@ -109,6 +109,19 @@ def square_side(config: SparseJEPAConfig) -> int:
     return height
 
 
+def _require_steps_of_streams(data: DataArguments, training: SparseJEPATrainingArguments) -> None:
+    if data.streaming and training.max_steps <= 0:
+        raise ValueError(
+            f"streaming is set and max_steps is {training.max_steps}, but a stream does not say how long it is. Give "
+            "max_steps, the number of optimizer steps."
+        )
+    if data.streaming and training.knn_steps:
+        raise ValueError(
+            f"streaming is set and knn_steps is {training.knn_steps}, but the kNN monitor needs images that can be "
+            "looked up again. Set knn_steps to 0, or leave streaming out."
+        )
+
+
 class RunData:
     """The data sets of a run.
 
@@ -120,6 +133,7 @@ class RunData:
     """
 
     def __init__(self, data: DataArguments, training: SparseJEPATrainingArguments, side: int):
+        _require_steps_of_streams(data, training)
         self._arguments = data
         train, load_size = self._load(data.train_split, data.max_train_examples, side), data.load_size or side
         self.train = self._build(train, load_size)
@@ -138,7 +152,7 @@ class RunData:
         if training.knn_steps and not self.is_labelled:
             raise ValueError(
                 f"knn_steps is {training.knn_steps}, but the kNN monitor needs labels in train_split and in "
-                "eval_split, and no streaming. Name label_column and eval_split, or set knn_steps to 0."
+                "eval_split. Name label_column and eval_split, or set knn_steps to 0."
             )
 
     def _load(
