@@ -161,8 +161,7 @@ class TakeTurns(TrainerCallback):
         return self._clock() - begin
 
     def _clock(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        synchronize(self._device)
         return time.perf_counter()
 
 
@@ -355,6 +354,11 @@ def _parts(case: Case, turns: TakeTurns, logging: float) -> dict[str, dict[str, 
     return found | {LOGGING: {"run_s": logging}, STEP: {"run_s": statistics.median(rest)}}
 
 
+def _knn_a_step(case: dict[str, Any]) -> float:
+    """Seconds of kNN, shared out over the steps between two measurements of the recipe."""
+    return case["knn_s"] / case["knn_steps"]
+
+
 def costs(case: dict[str, Any]) -> dict[str, float]:
     """What a run costs beyond bare steps, as shares of the bare step's time.
 
@@ -366,7 +370,7 @@ def costs(case: dict[str, Any]) -> dict[str, float]:
     differences = {n: p.get("run_s", 0.0) - p.get("bare_s", 0.0) for n, p in case["parts"].items()}
     added = {name: seconds for name, seconds in differences.items() if name not in SAME}
     own = sum(seconds for name, seconds in added.items() if name not in (LOADING, AUGMENTATION))
-    knn = case["knn_s"] / case["knn_steps"]
+    knn = _knn_a_step(case)
     return {
         "whole": case["excess"] + (case["log_s"] / case["logging_steps"] + knn) / bare,
         "added": (sum(added.values()) + knn) / watched_bare,
@@ -398,7 +402,7 @@ def render(record: dict[str, Any]) -> str:
     header += ["cost, % of the bare step", "of its own parts", "without loading, augmentation", "of it kNN"]
     blocks = [table(header, [_row(case) for case in record["cases"]])]
     for case in record["cases"]:
-        knn, images = {KNN: {"run_s": case["knn_s"] / case["knn_steps"]}}, f"{case['knn_examples']:,} images"
+        knn, images = {KNN: {"run_s": _knn_a_step(case)}}, f"{case['knn_examples']:,} images"
         rows = [_part_row(name, part, case) for name, part in _sorted(case["parts"] | knn)]
         blocks.append(
             f"{case['name']}, batch {case['batch']}: parts of a step; kNN: {images} among {images}, "
@@ -422,7 +426,7 @@ def _row(case: dict[str, Any]) -> list[str]:
     blocks, each = case["target_patches"]
     log = case["log_s"] / case["logging_steps"]
     bare, found = case["bare"]["median_s"], costs(case)
-    run = case["run"]["median_s"] + log + case["knn_s"] / case["knn_steps"]
+    run = case["run"]["median_s"] + log + _knn_a_step(case)
     return [
         f"{case['name']} ({case['recipe']})",
         str(case["batch"]),

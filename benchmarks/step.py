@@ -294,10 +294,13 @@ def is_loop(row: dict[str, Any]) -> bool:
 
 def _memory(row: dict[str, Any], loop: dict[str, Any], kind: str) -> tuple[str, str]:
     """Megabytes, and as a ratio to the loop's."""
-    size, baseline = row[kind], loop[kind]
-    if size is None or baseline is None:
-        return NONE if size is None else f"{size / 1e6:,.0f}", NONE
-    return f"{size / 1e6:,.0f}", f"{size / baseline:.3f}"
+    size, ratio = row[kind], memory_ratio(row, loop, kind)
+    return NONE if size is None else f"{size / 1e6:,.0f}", NONE if ratio is None else f"{ratio:.3f}"
+
+
+def memory_ratio(row: dict[str, Any], loop: dict[str, Any], kind: str) -> float | None:
+    """A row's memory as a ratio to the loop's; None where either was not measured."""
+    return None if None in (row[kind], loop[kind]) else row[kind] / loop[kind]
 
 
 def main(argv: list[str] | None = None) -> None:

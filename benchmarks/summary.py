@@ -105,8 +105,8 @@ def _memory_rows(case: dict[str, Any]) -> Iterator[Row]:
     ratios = []
     for precision in step.PRECISIONS:
         loop, ours = (rows[name, precision, "eager"] for name in (step.STRAIGHTFORWARD, step.OURS))
-        sizes = [(ours[kind], loop[kind]) for kind in ("peak_tensor_bytes", "peak_resident_bytes")]
-        tensors, resident = (NONE if None in pair else f"{pair[0] / pair[1]:.3f}×" for pair in sizes)
+        found = (step.memory_ratio(ours, loop, kind) for kind in ("peak_tensor_bytes", "peak_resident_bytes"))
+        tensors, resident = (NONE if ratio is None else f"{ratio:.3f}×" for ratio in found)
         ratios.append(f"{precision} {tensors} ({resident})")
     yield (
         f"peak memory of a step against the straightforward loop's: tensors (process), {case['name']}, batch "

@@ -31,6 +31,7 @@ from sparsejepa_hf.training import trainer
 from sparsejepa_hf.training.monitors import KNNMonitor
 
 from .harness.records import ROOT, origin_line, parser, start, write
+from .harness.timing import synchronize
 
 
 RESIDUAL = "SparseJEPA, path around the groups"
@@ -103,9 +104,8 @@ class ClockedMonitor(KNNMonitor):
 
 
 def _clocks() -> dict[str, float]:
-    if torch.cuda.is_initialized():
-        # Steps that are still under way are training's, not the measurement's.
-        torch.cuda.synchronize()
+    # Steps that are still under way are training's, not the measurement's.
+    synchronize("cuda" if torch.cuda.is_initialized() else "cpu")
     return {"seconds": time.perf_counter(), "cpu_seconds": time.process_time()}
 
 
@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     options.recipe, options.runs_dir = options.recipe.name, None
     options.flags = " ".join(rest)
     path = write("time_to_accuracy", options, origin, measured)
-    plot(json.loads(path.read_text(encoding="utf-8")), path.with_suffix(".png"))
+    plot({"options": vars(options), **measured}, path.with_suffix(".png"))
 
 
 def _flags() -> argparse.ArgumentParser:
