@@ -190,7 +190,7 @@ def watch_run(run: Any, parts: Parts) -> contextlib.ExitStack:
     for module, attribute, name in (
         (trainer, "normal", "latent noise"),
         (callbacks, "ema_update_", "EMA"),
-        (callbacks, "proximal_step_", "proximal step"),
+        (callbacks, "group_lasso_step_", "proximal step"),
     ):
         watched = parts.watched(name, getattr(module, attribute))
         stack.enter_context(mock.patch.object(module, attribute, watched))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparsejepa_hf import SparseJEPAForPreTraining
 from sparsejepa_hf.training.ema import ema_update_
-from sparsejepa_hf.training.proximal import proximal_step_
+from sparsejepa_hf.training.proximal import group_lasso_step_
 
 
 def _unwatched(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -40,9 +40,17 @@ class BareStep:
         self._forward: Callable[..., Any] = model
         self._autocast, self._rate, self._momentum, self._watched = autocast, learning_rate, momentum, watched
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        # W is last, in a group of its own; empty without a grouping.
+        own = [parameter for name, parameter in model.named_parameters() if name.endswith("group_weight")]
+        others = [parameter for parameter in self._trained if all(parameter is not p for p in own)]
         self.optimizer = torch.optim.AdamW(
-            self._trained, lr=learning_rate, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True
+            [{"params": others}, {"params": own, "weight_decay": 0.0}],
+            lr=learning_rate,
+            betas=(0.9, 0.95),
+            weight_decay=weight_decay,
+            fused=True,
         )
+        self._steps = 0
         self._targets = list(model.sparsejepa.target_encoder.parameters())
         self._sources = list(model.sparsejepa.context_encoder.parameters())
 
@@ -61,7 +69,8 @@ class BareStep:
         watched("optimizer", self.optimizer.step)()
         watched("EMA", ema_update_)(self._targets, self._sources, self._momentum)
         if config.use_grouping and config.sparsity_mode == "proximal":
-            weight = self.model.sparsejepa.predictor.grouping.group_weight
-            watched("proximal step", proximal_step_)(weight, self._rate * config.sparsity_weight)
+            step = watched("proximal step", group_lasso_step_)
+            step(self.optimizer, self.optimizer.param_groups[1], config.sparsity_weight, 100, self._steps)
+        self._steps += 1
         watched("zero gradients", self.optimizer.zero_grad)()
         return loss.detach()

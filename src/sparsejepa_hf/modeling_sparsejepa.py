@@ -651,8 +651,13 @@ class SparseJEPAPreTrainedModel(PreTrainedModel):
             init.trunc_normal_(weight, mean=0.0, std=self.config.initializer_range)
 
     def _init_grouping(self, grouping: SparseJEPAGrouping) -> None:
-        # Columns of W start with norms near sqrt(p/K), so that u_g has the scale of z.
-        init.normal_(grouping.group_weight, mean=0.0, std=self.config.num_latents**-0.5)
+        # Every latent begins in one group, K/G latents a group, and joins others where the loss asks for it: from a
+        # dense start the group lasso drops latents from all groups at once, and those that stay are in every group.
+        groups, _, latents = grouping.group_weight.shape
+        home = torch.arange(latents, device=grouping.group_weight.device) % groups
+        # So that u_g has the scale of z.
+        init.normal_(grouping.group_weight, mean=0.0, std=(groups / latents) ** 0.5)
+        init.copy_(grouping.group_weight, grouping.group_weight * F.one_hot(home, groups).T[:, None])
         for weight in (grouping.generator_in_weight, grouping.generator_out_weight):
             init.normal_(weight, mean=0.0, std=(2.0 / (weight.shape[1] + weight.shape[2])) ** 0.5)
         init.zeros_(grouping.generator_in_bias)

@@ -3,7 +3,7 @@
 
 import pytest
 
-from sparsejepa_hf.experiments.sparsity_sweep import axis_points, falls_at, peak, plot, point, point_name, render
+from sparsejepa_hf.experiments.sparsity_sweep import OF_W, axis_points, falls_at, peak, plot, point, point_name, render
 
 
 LAMBDAS = [0, 0.01, 0.1, 1.0]
@@ -19,7 +19,7 @@ def make_record(validation=(0.20, 0.22, 0.25, 0.10), test=(0.5, 0.4, 0.3, 0.2), 
             noise = 0.01 * (seed - (seeds - 1) / 2)
             figures = {"validation_accuracy": held_out + noise, "accuracy": tested, "knn_accuracy": 0.1}
             cells.append({"benchmark": "cifar100", "method": method, "seed": seed, **figures})
-            last = {} if method == "I-JEPA" else {"zero_columns": 0.5, "groups_per_latent": 4.0, "sparsity_pull": 0.3}
+            last = {} if method == "I-JEPA" else dict.fromkeys(OF_W, 4.0) | {"zero_columns": 0.5}
             runs.append({"method": method, "seed": seed, "last": last, "train_seconds": 1.0})
     return {
         "benchmarks": {"cifar100": {}},

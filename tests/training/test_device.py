@@ -17,9 +17,10 @@ from transformers import Trainer, TrainerCallback
 from sparsejepa_hf.training import (
     SparseJEPATrainer,
     SparseJEPATrainingArguments,
+    callbacks,
     ema_update_,
-    proximal_step_,
 )
+from sparsejepa_hf.training.proximal import group_lasso_step_
 
 
 def test_operations_counted_once_are_those_that_transformers_counts_each_time(make_trainer):
@@ -117,14 +118,25 @@ def device_step(trainer: SparseJEPATrainer, model: nn.Module, pixel_values: Tens
     """What of a training step runs on the device, on whichever device the model and the images are."""
     trainer.model, trainer.state.max_steps = model, 10
     loss = trainer.compute_loss(model.train(), {"pixel_values": pixel_values})
+    encoders = (model.sparsejepa.target_encoder, model.sparsejepa.context_encoder)
+    ema_update_(*(list(encoder.parameters()) for encoder in encoders), momentum=0.9)
+    group = None
     if backward:
         loss.backward()
         trainer.accelerator.clip_grad_norm_(model.parameters(), 1.0)
-        trainer.create_optimizer().step()
-    encoders = (model.sparsejepa.target_encoder, model.sparsejepa.context_encoder)
-    ema_update_(*(list(encoder.parameters()) for encoder in encoders), momentum=0.9)
-    if model.config.use_grouping:
-        proximal_step_(model.sparsejepa.predictor.grouping.group_weight, 0.1)
+        optimizer = trainer.create_optimizer()
+        optimizer.step()
+        group = callbacks.group_weight_group(optimizer)
+    elif model.config.use_grouping:
+        # On what an optimizer would have left.
+        weight = model.sparsejepa.predictor.grouping.group_weight
+        weight.grad = torch.empty_like(weight)
+        optimizer = torch.optim.AdamW([weight], lr=0.1)
+        state = {"exp_avg_sq": torch.empty_like(weight), "step": torch.empty((), device=weight.device)}
+        optimizer.state[weight].update(state)
+        (group,) = optimizer.param_groups
+    if group is not None:
+        group_lasso_step_(optimizer, group, 0.1, support_steps=10, step=3)
 
 
 def on_device(trainer: SparseJEPATrainer, model: nn.Module, device: str) -> nn.Module:

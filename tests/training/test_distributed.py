@@ -166,7 +166,7 @@ def test_two_processes_train_what_one_trains_with_twice_the_batch(train, assert_
     for found, result in two:
         assert result["processes"] == 2 and expected["processes"] == 1
         assert_same_weights(found, weights, atol=1e-5)
-        for name in ("loss", "prediction_loss", "kl_loss", "sparsity_loss", "sparsity_pull", "zero_columns"):
+        for name in ("loss", "prediction_loss", "kl_loss", "sparsity_loss", "zero_columns"):
             assert logged(result, name) == pytest.approx(logged(expected, name), rel=1e-4)
         assert result["eval_loss"] == pytest.approx(expected["eval_loss"], rel=1e-4)
     assert len(logged(two[2][1], "knn_accuracy")) == 4

@@ -12,8 +12,8 @@ from sparsejepa_hf.training.model_card import write_model_card
 
 
 HISTORY = [
-    {"step": 10, "prediction_loss": 0.5, "rankme": 3.0, "zero_columns": 0.1, "sparsity_pull": 0.01},
-    {"step": 20, "prediction_loss": 0.12345, "rankme": 7.5, "zero_columns": 0.25, "sparsity_pull": 0.02},
+    {"step": 10, "prediction_loss": 0.5, "rankme": 3.0, "zero_columns": 0.1},
+    {"step": 20, "prediction_loss": 0.12345, "rankme": 7.5, "zero_columns": 0.25},
     {"step": 20, "train_loss": 0.3},
 ]
 

@@ -19,6 +19,7 @@ from sparsejepa_hf.training.monitors import (
     Throughput,
     group_weight_statistics,
     labelled_images,
+    optimality_statistics,
 )
 
 
@@ -40,17 +41,18 @@ def features(tokens):
 
 
 def test_statistics_of_a_w_written_by_hand():
-    """Three groups of width 2 over four latents: column norms 5, 0, 13, 0 / 0, 0, 1, 0 / none."""
+    """Three groups of width 2 over four latents: column norms 5, 0, 13, 0 / 0, 0, 13, 0 / none."""
     weight = torch.zeros(3, 2, 4)
     weight[0, :, 0] = torch.tensor([3.0, 4.0])
     weight[0, :, 2] = torch.tensor([5.0, -12.0])
-    weight[1, :, 2] = torch.tensor([0.0, 1.0])
+    weight[1, :, 2] = torch.tensor([0.0, 13.0])
     assert group_weight_statistics(weight) == {
         "zero_columns": pytest.approx(9 / 12),
-        "groups_per_latent": pytest.approx((1 + 0 + 2 + 0) / 4),
+        "groups_per_living_latent": pytest.approx((1 + 2) / 2),
+        "selectivity": pytest.approx((1 + 1 - math.log(2) / math.log(3)) / 2),
         "dead_latents": 2.0,
         "dead_groups": 1.0,
-        "mean_column_norm": pytest.approx((5 + 13 + 1) / 12),
+        "mean_column_norm": pytest.approx((5 + 13 + 13) / 12),
     }
 
 
@@ -60,9 +62,33 @@ def test_statistics_agree_with_one_another(seed, groups, size, latents):
     weight = torch.randn(groups, size, latents, generator=generator)
     weight *= (torch.rand(groups, 1, latents, generator=generator) > 0.5).float()
     found = group_weight_statistics(weight)
-    assert found["groups_per_latent"] == pytest.approx(groups * (1 - found["zero_columns"]), abs=1e-5)
+    living = latents - found["dead_latents"]
+    held = groups * latents * (1 - found["zero_columns"])
+    assert found["groups_per_living_latent"] * living == pytest.approx(held, abs=1e-4)
+    assert -1e-6 <= found["selectivity"] <= 1 + 1e-6
     reordered = weight[torch.randperm(groups, generator=generator)][:, :, torch.randperm(latents, generator=generator)]
     assert group_weight_statistics(reordered) == pytest.approx(found, abs=1e-5)
+    scaled = group_weight_statistics(3 * weight)
+    assert scaled["selectivity"] == pytest.approx(found["selectivity"], abs=1e-5)
+
+
+def test_selectivity_is_zero_in_all_groups_alike_and_one_in_a_single_group():
+    everywhere, single = torch.ones(4, 2, 5), torch.zeros(4, 2, 5)
+    single[1] = 1.0
+    assert group_weight_statistics(everywhere)["selectivity"] == pytest.approx(0.0, abs=1e-6)
+    assert group_weight_statistics(single)["selectivity"] == pytest.approx(1.0, abs=1e-6)
+    assert group_weight_statistics(torch.zeros(4, 2, 5))["selectivity"] == 0.0
+
+
+def test_optimality_is_told_apart_for_columns_that_are_zero_and_others():
+    """λ = 1: gradients 3 and 0.5 of two zero columns exceed it by 2 and 0; two others miss −λ·W/‖W‖ by 0 and 1."""
+    weight = torch.tensor([[[0.0, 0.0, 2.0, -5.0]]])
+    gradient = torch.tensor([[[3.0, 0.5, -1.0, 2.0]]])
+    assert optimality_statistics(weight, gradient, 1.0) == {
+        "group_gradient_norm": pytest.approx(1.0),
+        "kkt_residual_zero": pytest.approx(1.0),
+        "kkt_residual_nonzero": pytest.approx(0.5),
+    }
 
 
 def test_only_exact_zeros_count_as_zero():

@@ -1,13 +1,16 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
-"""The proximal step is the proximal map of the group lasso: exact zeros, shrunk norms, kept directions."""
+"""The group lasso on W: a step is the proximal map in the optimizer's metric, and their fixed point the minimiser."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.linear_model import MultiTaskLasso
 
 from sparsejepa_hf.modeling_sparsejepa import group_lasso
-from sparsejepa_hf.training import proximal_step_
+from sparsejepa_hf.training import kkt_residual, proximal_step_
+from sparsejepa_hf.training.proximal import optimizer_metric, require_known_metric, settle_columns_
 
 
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 6))
@@ -82,7 +85,6 @@ def test_no_perturbation_lowers_the_proximal_objective(seed, shape, threshold, s
 
 @given(seeds, shapes, st.floats(1e-4, 0.5), st.integers(1, 12))
 def test_n_steps_shrink_each_norm_by_n_thresholds_until_it_is_zero(seed, shape, threshold, steps):
-    """So Σ λη over a run, the logged sparsity_pull, is what a column's norm must exceed to survive."""
     before = random_weight(seed, shape)
     after = before.clone()
     for _ in range(steps):
@@ -144,3 +146,236 @@ def test_it_leaves_no_trace_in_the_gradient_graph():
 def test_a_negative_threshold_is_refused():
     with pytest.raises(ValueError, match=r"threshold is -0.1; expected .* at least 0"):
         proximal_step_(torch.ones(1, 2, 2), -0.1)
+
+
+# ---- in the optimizer's metric ----
+
+
+def random_metric(seed, shape, decades):
+    """C in float64, spread over so many powers of ten."""
+    generator = torch.Generator().manual_seed(seed + 2)
+    return 10.0 ** (-decades * torch.rand(shape, generator=generator, dtype=torch.float64))
+
+
+@given(seeds, shapes, thresholds, st.floats(0.0, 6.0))
+def test_in_any_metric_the_subgradient_condition_holds(seed, shape, threshold, decades):
+    """V = prox(W) iff C⊙(W − V) = t·V/‖V‖ in the columns of V that are not zero, and ‖C⊙W‖ ≤ t in those that are."""
+    weight, metric = random_weight(seed, shape, zero_share=0.2), random_metric(seed, shape, decades)
+    result = weight.clone()
+    proximal_step_(result, threshold, metric)
+    norms = column_norms(result)
+    alive = norms > 0
+    pull = (metric * (weight - result)).transpose(1, 2)[alive]
+    expected = threshold * (result / norms.clamp_min(1e-300)[:, None]).transpose(1, 2)[alive]
+    torch.testing.assert_close(pull, expected, rtol=1e-6, atol=1e-6 * threshold)
+    assert torch.all(column_norms(metric * weight)[~alive] <= threshold * (1 + 1e-12))
+
+
+@given(seeds, shapes, thresholds)
+def test_a_metric_that_a_column_shares_divides_its_threshold(seed, shape, threshold):
+    weight = random_weight(seed, shape)
+    shared = random_metric(seed, (shape[0], 1, shape[2]), 3.0)
+    result, expected = weight.clone(), weight.clone()
+    proximal_step_(result, threshold, shared.expand(shape))
+    for g in range(shape[0]):
+        for j in range(shape[2]):
+            column = expected[g : g + 1, :, j : j + 1]
+            proximal_step_(column, threshold / float(shared[g, 0, j]))
+    torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_extreme_metrics_make_no_nan():
+    weight = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
+    weight[0, :, 0] = 0.0
+    for size in (1e-8, 1.0, 1e8):
+        for threshold in (1e-12, 1e-6, 1.0, 1e12):
+            result = weight.clone()
+            proximal_step_(result, threshold, torch.full_like(weight, size))
+            assert torch.isfinite(result).all() and torch.all(column_norms(result) <= column_norms(weight))
+            assert torch.all(result[0, :, 0] == 0)
+
+
+@pytest.mark.parametrize("kind", ["fused", "foreach", "for loop"])
+def test_the_metric_is_what_adam_divides_by(kind):
+    """W_new − W_old = −η·m̂/C."""
+    weight = torch.nn.Parameter(torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)))
+    optimizer = torch.optim.AdamW(
+        [weight], lr=0.1, betas=(0.9, 0.95), weight_decay=0.0, fused=kind == "fused", foreach=kind == "foreach"
+    )
+    first_moment = torch.zeros_like(weight)
+    for step in range(1, 5):
+        weight.grad = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(step))
+        first_moment.lerp_(weight.grad, 0.1)
+        before = weight.detach().clone()
+        optimizer.step()
+        metric = optimizer_metric(optimizer, optimizer.param_groups[0])
+        expected = -0.1 * first_moment / (1 - 0.9**step) / metric
+        torch.testing.assert_close(weight.detach() - before, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_metric_of_sgd_is_the_identity():
+    weight = torch.nn.Parameter(torch.ones(1, 1, 1))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    assert optimizer_metric(optimizer, optimizer.param_groups[0]) is None
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.RMSprop(p),
+        lambda p: torch.optim.Adagrad(p),
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+        lambda p: torch.optim.AdamW(p, amsgrad=True),
+    ],
+)
+def test_an_optimizer_with_another_metric_is_refused(make):
+    optimizer = make([torch.nn.Parameter(torch.ones(1, 1, 1))])
+    with pytest.raises(ValueError, match=rf"{type(optimizer).__name__}.*known here for Adam and AdamW.*penalty"):
+        require_known_metric(optimizer)
+
+
+# ---- the minimiser ----
+
+
+class Regression:
+    """½/n·‖Y_g − X·W⁽ᵍ⁾ᵀ‖² in each of two groups, with a few true columns, and its group-lasso solution."""
+
+    def __init__(self, sparsity_weight, samples=400, latents=12, size=3):
+        generator = np.random.default_rng(0)
+        mixing = np.eye(latents) + 0.3 * generator.standard_normal((latents, latents))
+        self.inputs = generator.standard_normal((samples, latents)) @ mixing
+        true = generator.standard_normal((2, size, latents)) * (generator.random((2, 1, latents)) < 0.4)
+        self.outputs = np.einsum("nk,gpk->gnp", self.inputs, true) + 0.5 * generator.standard_normal(
+            (2, samples, size)
+        )
+        # MultiTaskLasso minimises 1/(2n)·‖Y − X·Wᵀ‖² + λ·Σ_j ‖W_{·,j}‖₂, a group by itself.
+        lasso = MultiTaskLasso(alpha=sparsity_weight, fit_intercept=False, tol=1e-10, max_iter=100_000)
+        self.solution = torch.stack([torch.from_numpy(lasso.fit(self.inputs, y).coef_.copy()) for y in self.outputs])
+        self.inputs, self.outputs = torch.from_numpy(self.inputs), torch.from_numpy(self.outputs)
+
+    def gradient(self, weight, rows=slice(None)):
+        """∂/∂W of the loss of these samples."""
+        inputs, outputs = self.inputs[rows], self.outputs[:, rows]
+        error = torch.einsum("nk,gpk->gnp", inputs, weight) - outputs
+        return torch.einsum("gnp,nk->gpk", error, inputs) / len(inputs)
+
+
+def minimise(problem, sparsity_weight, make_optimizer, steps, batch=None, support_steps=None):
+    """W and the running average of its gradient after so many steps as the trainer takes them, η falling to zero."""
+    weight = torch.nn.Parameter(
+        torch.randn(problem.solution.shape, generator=torch.Generator().manual_seed(1)).double()
+    )
+    optimizer = make_optimizer([weight])
+    peak, average = optimizer.param_groups[0]["lr"], torch.zeros_like(problem.solution)
+    generator = torch.Generator().manual_seed(2)
+    for step in range(steps):
+        group = optimizer.param_groups[0]
+        group["lr"] = rate = peak * 0.5 * (1 + np.cos(np.pi * step / steps))
+        rows = slice(None) if batch is None else torch.randint(len(problem.inputs), (batch,), generator=generator)
+        weight.grad = problem.gradient(weight.detach(), rows)
+        optimizer.step()
+        metric = optimizer_metric(optimizer, group)
+        proximal_step_(weight, rate * sparsity_weight, metric)
+        if support_steps is not None:
+            average.lerp_(weight.grad, 1.0 / min(support_steps, step + 1))
+            settle_columns_(weight, average, sparsity_weight, rate, support_steps, metric)
+    return weight.detach(), average
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.05)
+
+
+def adam(parameters):
+    return torch.optim.AdamW(parameters, lr=0.02, betas=(0.9, 0.95), weight_decay=0.0)
+
+
+def same_support(weight, solution):
+    return torch.equal(column_norms(weight) > 0, column_norms(solution) > 1e-9)
+
+
+@pytest.mark.parametrize("sparsity_weight", [0.1, 0.4, 1.0])
+@pytest.mark.parametrize("make_optimizer", [sgd, adam])
+@pytest.mark.parametrize("support_steps", [None, 100])
+def test_the_iteration_converges_to_the_solution_of_a_convex_solver(sparsity_weight, make_optimizer, support_steps):
+    """At one λ whichever the optimizer, its learning rate and the length of the run."""
+    problem = Regression(sparsity_weight)
+    zeros = column_norms(problem.solution) == 0
+    assert zeros.any() and not zeros.all()
+    weight, _ = minimise(problem, sparsity_weight, make_optimizer, 2_000, support_steps=support_steps)
+    assert same_support(weight, problem.solution)
+    torch.testing.assert_close(weight, problem.solution, rtol=1e-2, atol=2e-3)
+    assert kkt_residual(weight, problem.gradient(weight), sparsity_weight).max() < 0.02 * sparsity_weight
+
+
+def test_the_step_in_the_wrong_metric_does_not():
+    """Why the metric matters: without it, λ on the gradient's scale hardly does anything beside Adam."""
+    problem, sparsity_weight = Regression(0.4), 0.4
+    weight = torch.nn.Parameter(
+        torch.randn(problem.solution.shape, generator=torch.Generator().manual_seed(1)).double()
+    )
+    optimizer = adam([weight])
+    for _ in range(2_000):
+        weight.grad = problem.gradient(weight.detach())
+        optimizer.step()
+        proximal_step_(weight, 0.02 * sparsity_weight)
+    assert not same_support(weight, problem.solution)
+
+
+@pytest.mark.parametrize("make_optimizer", [sgd, adam])
+def test_under_the_noise_of_small_batches_the_average_gradient_finds_the_support(make_optimizer):
+    """The step alone leaves columns that belong at zero moving about it; what tells them is the average."""
+    problem, sparsity_weight = Regression(0.4), 0.4
+    plain, _ = minimise(problem, sparsity_weight, make_optimizer, 2_000, batch=4)
+    settled, average = minimise(problem, sparsity_weight, make_optimizer, 2_000, batch=4, support_steps=200)
+    belongs_at_zero = column_norms(problem.solution) == 0
+    margin = column_norms(problem.gradient(problem.solution)) < 0.8 * sparsity_weight
+    clear = belongs_at_zero & margin
+    assert (column_norms(plain) == 0)[clear].double().mean() < 0.9
+    assert (column_norms(settled) == 0)[clear].all()
+    large = column_norms(problem.solution) > 0.1
+    assert (column_norms(settled) > 0)[large].all()
+    # The optimality conditions, by the average that a run has at hand.
+    assert column_norms(average)[column_norms(settled) == 0].max() <= sparsity_weight
+    kept = kkt_residual(settled, average, sparsity_weight)[column_norms(settled) > 0]
+    assert kept.median() < 0.5 * sparsity_weight
+
+
+def test_the_residual_is_zero_at_the_solution_and_nowhere_else():
+    problem = Regression(0.4)
+    gradient = problem.gradient(problem.solution)
+    assert kkt_residual(problem.solution, gradient, 0.4).max() < 1e-6
+    away = problem.solution + 0.1
+    assert kkt_residual(away, problem.gradient(away), 0.4).max() > 0.01
+
+
+def test_the_residual_of_a_zero_column_is_what_its_gradient_exceeds_lambda_by():
+    gradient = torch.tensor([[[3.0, 0.3]], [[0.0, -2.0]]])
+    torch.testing.assert_close(
+        kkt_residual(torch.zeros(2, 1, 2), gradient, 1.0), torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+    )
+
+
+@given(seeds, shapes, st.floats(1e-3, 2.0), st.floats(0.0, 3.0))
+def test_settling_over_one_step_zeroes_what_that_step_s_proximal_map_does(seed, shape, sparsity_weight, decades):
+    """A gradient step in the metric C, then the map; the same columns without taking the step."""
+    weight, metric = random_weight(seed, shape), random_metric(seed, shape, decades)
+    gradient = torch.randn(shape, generator=torch.Generator().manual_seed(seed + 3), dtype=torch.float64)
+    stepped, settled = weight - 0.1 * gradient / metric, weight.clone()
+    norms = column_norms(metric * stepped)
+    clear = (norms - 0.1 * sparsity_weight).abs() > 1e-9 * norms
+    proximal_step_(stepped, 0.1 * sparsity_weight, metric)
+    settle_columns_(settled, gradient, sparsity_weight, 0.1, 1, metric)
+    assert torch.equal((column_norms(stepped) == 0)[clear], (column_norms(settled) == 0)[clear])
+    kept = column_norms(settled) > 0
+    assert torch.equal(settled.transpose(1, 2)[kept], weight.transpose(1, 2)[kept])
+
+
+def test_settling_at_lambda_or_learning_rate_zero_changes_no_bit():
+    weight = random_weight(0, (2, 3, 4))
+    for sparsity_weight, rate in ((0.0, 0.1), (0.1, 0.0)):
+        settled = weight.clone()
+        settle_columns_(settled, torch.zeros_like(weight), sparsity_weight, rate, 10)
+        assert torch.equal(settled, weight)

@@ -25,8 +25,10 @@ from sparsejepa_hf.data import (
     load_image_dataset,
 )
 from sparsejepa_hf.training import callbacks as steps
+from sparsejepa_hf.training import kkt_residual, proximal, proximal_step_
 from sparsejepa_hf.training.checkpoints import last_complete_checkpoint
 from sparsejepa_hf.training.monitors import NonFiniteLossError
+from sparsejepa_hf.training.proximal import optimizer_metric, settle_columns_
 
 
 GROUP_WEIGHT = "sparsejepa.predictor.grouping.group_weight"
@@ -162,51 +164,96 @@ def test_stronger_weight_decay_at_the_end_shrinks_the_weights(make_trainer):
 # ---- sparsity ----
 
 
-def test_proximal_steps_empty_more_columns_the_larger_lambda(make_trainer, train_logs_of):
+def zero_share(model):
+    return (torch.linalg.vector_norm(group_weight(model), dim=1) == 0).float().mean().item()
+
+
+def test_more_columns_are_zero_the_larger_lambda(make_trainer, train_logs_of):
+    """From none at λ = 0, though W starts with one group a latent, to all."""
     shares = []
-    for weight in (0.0, 40.0, 80.0, 400.0):
-        trainer = make_trainer(config={"sparsity_weight": weight}, sparsity_warmup_steps=0)
+    for weight in (0.0, 6e-3, 2e-2, 10.0):
+        trainer = make_trainer(config={"sparsity_weight": weight}, sparsity_warmup_steps=0, max_steps=30)
         trainer.train()
-        zero = torch.linalg.vector_norm(group_weight(trainer.model), dim=1) == 0
-        shares.append(zero.float().mean().item())
+        shares.append(zero_share(trainer.model))
         assert train_logs_of(trainer)[-1]["zero_columns"] == pytest.approx(shares[-1])
     assert shares[0] == 0.0 and shares[-1] == 1.0
     assert shares[0] < shares[1] < shares[2] < shares[3]
 
 
-def test_the_proximal_step_takes_lambda_times_eta_off_each_column_after_the_optimizer_s_step(make_trainer, record):
-    """The first step of two runs that differ in λ alone: the optimizer moves W alike, then the norms differ by ηλ."""
-    after = []
-    for weight in (0.0, 30.0):
-        recorder = record(lambda model, _: group_weight(model))
-        trainer = make_trainer(
-            config={"sparsity_weight": weight}, callbacks=[recorder], sparsity_warmup_steps=0, group_learning_rate=4e-3
-        )
-        trainer.train()
-        after.append(torch.linalg.vector_norm(recorder.values[0], dim=1))
-    torch.testing.assert_close(after[1], (after[0] - 4e-3 * 30).clamp_min(0.0))
+class BeforeTheProximalStep(TrainerCallback):
+    """What the optimizer has just done to W: W, its gradient, the metric and the learning rate of each step."""
+
+    def __init__(self):
+        self.values = []
+
+    def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        group = steps.group_weight_group(optimizer)
+        weight = group["params"][0]
+        metric = optimizer_metric(optimizer, group)
+        self.values.append((weight.detach().clone(), weight.grad.clone(), metric, group["lr"]))
 
 
-def test_the_logged_pull_is_the_sum_of_lambda_times_eta(make_trainer, train_logs_of):
+@pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_torch", "sgd"])
+def test_after_the_optimizer_s_step_w_takes_the_proximal_step_in_its_metric(make_trainer, record, optim):
+    before, after = BeforeTheProximalStep(), record(lambda model, _: group_weight(model))
     trainer = make_trainer(
-        config={"sparsity_weight": 0.5},
-        max_steps=6,
-        sparsity_warmup_steps=4,
-        lr_scheduler_type="linear",
-        group_learning_rate=0.01,
+        config={"sparsity_weight": 6e-3},
+        callbacks=[before, after],
+        sparsity_warmup_steps=2,
+        optim=optim,
+        learning_rate=1e-2,
+        group_learning_rate=4e-2,
     )
     trainer.train()
-    weights = [0.5 * min(1.0, (step + 1) / 4) for step in range(6)]
-    pulls = [weights[step] * 0.01 * (1 - step / 6) for step in range(6)]
-    for step, entry in enumerate(train_logs_of(trainer)):
-        assert entry["sparsity_weight"] == pytest.approx(weights[step])
-        assert entry["sparsity_pull"] == pytest.approx(sum(pulls[: step + 1]), rel=1e-5)
+    average = 0.0
+    for step, ((weight, gradient, metric, rate), found) in enumerate(zip(before.values, after.values, strict=True)):
+        strength = 6e-3 * min(1.0, (step + 1) / 2)
+        average = average + (gradient - average) / (step + 1)
+        expected = weight.clone()
+        proximal_step_(expected, rate * strength, metric)
+        settle_columns_(expected, average, strength, rate, trainer.args.support_steps, metric)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+        assert not torch.equal(found, weight)
 
 
-def test_lambda_zero_is_no_step_at_all(make_trainer, weights_of, assert_same_weights, monkeypatch):
+def test_another_optimizer_is_refused_in_proximal_mode_and_allowed_without(make_trainer):
+    with pytest.raises(ValueError, match="Adafactor, but the proximal step.*sparsity_mode='penalty'"):
+        make_trainer(config={"sparsity_weight": 1e-3}, optim="adafactor").train()
+    for config in ({"sparsity_weight": 1e-3, "sparsity_mode": "penalty"}, {"sparsity_weight": 0.0}):
+        make_trainer(config=config, optim="adafactor").train()
+
+
+def test_the_warm_up_of_lambda_and_the_optimality_of_w_are_logged(make_trainer, train_logs_of):
+    trainer = make_trainer(config={"sparsity_weight": 1e-3}, max_steps=6, sparsity_warmup_steps=4)
+    trainer.train()
+    average = steps.average_gradient(trainer.optimizer)
+    logs = train_logs_of(trainer)
+    for step, entry in enumerate(logs):
+        assert entry["sparsity_weight"] == pytest.approx(1e-3 * min(1.0, (step + 1) / 4))
+    residual = kkt_residual(group_weight(trainer.model), average, 1e-3)
+    is_zero = torch.linalg.vector_norm(group_weight(trainer.model), dim=1) == 0
+    for name, kind in (("kkt_residual_zero", is_zero), ("kkt_residual_nonzero", ~is_zero)):
+        expected = (residual * kind).sum() / kind.sum().clamp_min(1)
+        assert logs[-1][name] == pytest.approx(expected.item(), rel=1e-4, abs=1e-9)
+    norms = torch.linalg.vector_norm(average, dim=1)
+    assert logs[-1]["group_gradient_norm"] == pytest.approx(norms.median().item(), rel=1e-4)
+
+
+def test_the_average_of_w_s_gradient_is_the_mean_of_so_many_steps_and_then_runs(make_trainer):
+    seen = BeforeTheProximalStep()
+    trainer = make_trainer(callbacks=[seen], max_steps=6, support_steps=3)
+    trainer.train()
+    gradients = [gradient for _, gradient, _, _ in seen.values]
+    expected = sum(gradients[:3]) / 3
+    for late in gradients[3:]:
+        expected = expected + (late - expected) / 3
+    torch.testing.assert_close(steps.average_gradient(trainer.optimizer), expected)
+
+
+def test_lambda_zero_changes_no_bit(make_trainer, weights_of, assert_same_weights, monkeypatch):
     plain = make_trainer(config={"sparsity_weight": 0.0})
     plain.train()
-    monkeypatch.setattr(steps, "proximal_step_", lambda *_: None)
+    monkeypatch.setattr(steps, "group_lasso_step_", lambda *_: None)
     without = make_trainer(config={"sparsity_weight": 0.0})
     without.train()
     assert_same_weights(weights_of(plain), weights_of(without))
@@ -220,7 +267,8 @@ def test_in_penalty_mode_omega_pulls_through_its_gradient_and_nothing_is_thresho
     def refuse(*_):
         raise AssertionError("no proximal step in penalty mode")
 
-    monkeypatch.setattr(steps, "proximal_step_", refuse)
+    monkeypatch.setattr(proximal, "proximal_step_", refuse)
+    monkeypatch.setattr(proximal, "settle_columns_", refuse)
     after = []
     for weight in (0.0, 3.0):
         recorder = record(lambda model, _: group_weight(model))
@@ -235,7 +283,7 @@ def test_in_penalty_mode_omega_pulls_through_its_gradient_and_nothing_is_thresho
         start = group_weight(trainer.model)
         trainer.train()
         after.append(recorder.values[0])
-    direction = start / torch.linalg.vector_norm(start, dim=1, keepdim=True)
+    direction = torch.nn.functional.normalize(start, dim=1)
     torch.testing.assert_close(after[1], after[0] - 1e-2 * 3.0 * direction)
 
 
@@ -283,7 +331,7 @@ def test_plain_jepa_logs_nothing_of_groups(make_trainer, train_logs_of):
     trainer.train()
     for entry in train_logs_of(trainer):
         assert entry["loss"] == pytest.approx(entry["prediction_loss"], rel=1e-6)
-        assert not {"zero_columns", "sparsity_weight", "kl_weight", "sparsity_pull"} & entry.keys()
+        assert not {"zero_columns", "sparsity_weight", "kl_weight", "generator_norm"} & entry.keys()
 
 
 @pytest.mark.parametrize(

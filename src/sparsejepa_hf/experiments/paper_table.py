@@ -145,14 +145,15 @@ def training_table(record: Record) -> str:
         last = run["last"]
         numbers = [
             *(_number(last.get(k), digits) for k, digits in (("prediction_loss", 3), ("rankme", 1))),
-            _number(last.get("sparsity_pull"), 3),
             NONE if "zero_columns" not in last else f"{percent(last['zero_columns'])} %",
-            _number(last.get("groups_per_latent"), 2),
+            _number(last.get("groups_per_living_latent"), 2),
+            _number(last.get("selectivity"), 2),
             _number(last.get("dead_latents"), 0),
             f"{run['train_seconds'] / 60:.1f}",
         ]
         rows.append([run["method"], str(run["seed"]), *numbers])
-    header = ["run", "seed", "loss", "RankMe", "λ·Ση", "zero columns of W", "groups/latent", "dead latents", "minutes"]
+    header = ["run", "seed", "loss", "RankMe", "zero columns of W", "groups/living latent", "selectivity"]
+    header += ["dead latents", "minutes"]
     return table(header, rows)
 
 

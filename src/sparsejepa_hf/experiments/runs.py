@@ -29,8 +29,9 @@ IJEPA_OPTIONS: dict[str, Any] = {"use_grouping": False, "sparsity_weight": 0, "k
 _NOT_OF_THE_RUN = {"output_dir", "logging_dir", "run_name", "disable_tqdm", "report_to", "knn_steps", "probe"}
 _NOT_OF_THE_RUN |= {"logging_steps", "save_strategy", "save_steps", "save_total_limit", "dataloader_num_workers"}
 # Taken from the last line of the log that has them.
-_LAST_VALUES = ("prediction_loss", "kl_loss", "rankme", "target_std", "sparsity_pull", "zero_columns")
-_LAST_VALUES += ("groups_per_latent", "dead_latents", "dead_groups", "mean_column_norm")
+_LAST_VALUES = ("prediction_loss", "kl_loss", "rankme", "target_std", "zero_columns", "groups_per_living_latent")
+_LAST_VALUES += ("selectivity", "dead_latents", "dead_groups", "mean_column_norm", "generator_norm")
+_LAST_VALUES += ("group_gradient_norm", "kkt_residual_zero", "kkt_residual_nonzero")
 
 
 class PreTrainingFailed(RuntimeError):

@@ -31,6 +31,11 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+# What of a run's last log tells how sparse W is, and how near its optimum.
+OF_W = ("zero_columns", "groups_per_living_latent", "selectivity", "dead_latents")
+OF_W += ("group_gradient_norm", "kkt_residual_zero", "kkt_residual_nonzero")
+
+
 @dataclass(frozen=True)
 class Point:
     """One setting's result: means over its seeds, shares in [0, 1]; None where it was not measured."""
@@ -41,8 +46,12 @@ class Point:
     test: float | None
     knn: float | None
     zero_columns: float | None
-    groups_per_latent: float | None
-    sparsity_pull: float | None
+    groups_per_living_latent: float | None
+    selectivity: float | None
+    dead_latents: float | None
+    group_gradient_norm: float | None
+    kkt_residual_zero: float | None
+    kkt_residual_nonzero: float | None
     seeds: int
 
 
@@ -56,7 +65,7 @@ def point(record: Record, method: str, label: str | None = None) -> Point:
         means[metric] = summarize(values).mean if values else None
         if metric == "validation_accuracy" and values:
             std, seeds = summarize(values).std, len(values)
-    last = {name: _mean_last(record, method, name) for name in ("zero_columns", "groups_per_latent", "sparsity_pull")}
+    last = {name: _mean_last(record, method, name) for name in OF_W}
     return Point(
         label=label or method,
         validation=means["validation_accuracy"],
@@ -124,13 +133,14 @@ def render(record: Record) -> str:
     return "\n\n".join(parts)
 
 
-_HEADER = ["validation", "test", "kNN", "zero columns", "groups/latent", "λ·Ση", "seeds", ""]
+_HEADER = ["validation", "test", "kNN", "zero columns", "groups/living latent", "selectivity", "dead latents"]
+_HEADER += ["‖ḡ‖", "KKT, zero", "KKT, other", "seeds", ""]
 
 
 def _row(p: Point, mark: str) -> list[str]:
     validation = NONE if p.validation is None else mean_and_std(p.validation, p.validation_std)
     zeros = NONE if p.zero_columns is None else f"{percent(p.zero_columns)} %"
-    numbers = [NONE if value is None else f"{value:.3g}" for value in (p.groups_per_latent, p.sparsity_pull)]
+    numbers = [NONE if (value := getattr(p, name)) is None else f"{value:.2g}" for name in OF_W[1:]]
     return [p.label, validation, percent(p.test), percent(p.knn), zeros, *numbers, str(p.seeds), mark]
 
 

@@ -3,7 +3,7 @@
 
 from .arguments import SparseJEPATrainingArguments
 from .ema import ema_update_
-from .proximal import proximal_step_
+from .proximal import kkt_residual, proximal_step_
 from .trainer import SparseJEPATrainer
 
 
@@ -11,5 +11,6 @@ __all__ = [
     "SparseJEPATrainer",
     "SparseJEPATrainingArguments",
     "ema_update_",
+    "kkt_residual",
     "proximal_step_",
 ]

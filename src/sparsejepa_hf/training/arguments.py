@@ -74,6 +74,12 @@ class SparseJEPATrainingArguments(TrainingArguments):
         default=0.1, metadata={"help": "Warm-up of λ: fraction of the run, or steps."}
     )
     kl_warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up of β: fraction of the run, or steps."})
+    support_steps: int = field(
+        default=100,
+        metadata={
+            "help": "Steps over which W's gradient is averaged to tell which columns are zero; 1: each step's own."
+        },
+    )
     group_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of W alone; default: learning_rate."}
     )
@@ -134,7 +140,7 @@ class SparseJEPATrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ValueError(f"{name} is {value}; expected a number of at least 0, or nothing.")
-        for name in ("knn_k", "knn_max_examples", "monitor_samples"):
+        for name in ("knn_k", "knn_max_examples", "monitor_samples", "support_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected an integer of at least 1.")
         if not 0.0 <= self.horizontal_flip <= 1.0:

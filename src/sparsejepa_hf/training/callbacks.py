@@ -3,21 +3,20 @@
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from ..modeling_sparsejepa import SparseJEPAForPreTraining
 from .arguments import SparseJEPATrainingArguments
-from .ema import ema_update_, local_shard
-from .proximal import proximal_step_
+from .ema import ema_update_
+from .proximal import AVERAGE_GRADIENT, group_lasso_step_
 from .schedules import cosine, linear, linear_warmup, warmup_steps
 
 
 # Keys of our own in the optimizer's parameter groups; they are saved and restored with its state.
 DECAYED = "is_decayed"
 GROUP_WEIGHT = "is_group_weight"
-SPARSITY_PULL = "sparsity_pull"
 
 
 def unwrap(model: nn.Module) -> SparseJEPAForPreTraining:
@@ -54,6 +53,12 @@ def kl_weight(args: SparseJEPATrainingArguments, weight: float, step: int, total
 def group_weight_group(optimizer: Optimizer) -> dict[str, Any] | None:
     """The optimizer's parameter group that holds W, if the model has one."""
     return next((group for group in optimizer.param_groups if group.get(GROUP_WEIGHT)), None)
+
+
+def average_gradient(optimizer: Optimizer) -> Tensor | None:
+    """The running average of W's gradient, once the optimizer has made a step."""
+    group = group_weight_group(optimizer)
+    return None if group is None else optimizer.state[group["params"][0]].get(AVERAGE_GRADIENT)
 
 
 class OptimizerStepCallback(TrainerCallback):
@@ -109,10 +114,9 @@ class OptimizerStepCallback(TrainerCallback):
         optimizer: Optimizer,
     ) -> None:
         group = group_weight_group(optimizer)
-        if group is None:
+        if group is None or group["params"][0].grad is None:
             return
-        weight = sparsity_weight(args, model.config.sparsity_weight, state.global_step, state.max_steps)
-        pull = weight * float(group["lr"])
-        group[SPARSITY_PULL] += pull
+        strength = 0.0
         if model.config.sparsity_mode == "proximal":
-            proximal_step_(local_shard(group["params"][0]), pull)
+            strength = sparsity_weight(args, model.config.sparsity_weight, state.global_step, state.max_steps)
+        group_lasso_step_(optimizer, group, strength, args.support_steps, state.global_step)

@@ -12,6 +12,11 @@ def local_shard(parameter: Tensor) -> Tensor:
     return parameter.to_local() if hasattr(parameter, "to_local") else parameter
 
 
+def full_tensor(parameter: Tensor) -> Tensor:
+    """The whole of a parameter: the parameter itself, or what all processes' FSDP2 shards of it make together."""
+    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+
+
 @torch.no_grad()
 def ema_update_(targets: Iterable[Tensor], sources: Iterable[Tensor], momentum: float) -> None:
     """θ̄ ← m θ̄ + (1−m) θ in place, for all tensors in one fused call.

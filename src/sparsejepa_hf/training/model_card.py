@@ -82,7 +82,8 @@ def _training_rows(
         "EMA momentum": f"{args.ema_momentum} to {args.ema_momentum_end}",
         "seed": args.seed,
     }
-    names = ("prediction_loss", "kl_loss", "rankme", "zero_columns", "sparsity_pull")
+    names = ("prediction_loss", "kl_loss", "rankme", "zero_columns", "groups_per_living_latent", "selectivity")
+    names += ("dead_latents", "dead_groups")
     return rows | {f"last {name}": f"{last[name]:.4g}" for name in names if name in last}
 
 

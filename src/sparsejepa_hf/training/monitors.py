@@ -1,6 +1,7 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """What a run watches: loss parts, the spread and rank of the features, the sparsity of W, throughput, kNN."""
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from ..evaluation import extract_features, feature_std, knn_accuracy, rankme
 from ..modeling_sparsejepa import SparseJEPAForPreTrainingOutput
 from .arguments import SparseJEPATrainingArguments
 from .callbacks import unwrap
+from .proximal import kkt_residual
 
 
 logger = logging.get_logger(__name__)
@@ -94,25 +96,50 @@ class FeatureWindow:
 
 
 def group_weight_statistics(group_weight: Tensor) -> dict[str, float]:
-    """How sparse W (G, p, K) is.
+    """How sparse W (G, p, K) is. A latent lives if it belongs to a group: if one of its columns is not zero.
 
-    `zero_columns`: share of the G·K columns that are exactly zero. `groups_per_latent`: groups that a latent still
-    belongs to, averaged over all latents. `dead_latents`, `dead_groups`: how many belong to none, hold none.
-    `mean_column_norm`: over all columns.
+    `zero_columns`: share of the G·K columns that are exactly zero. `groups_per_living_latent`: groups that a living
+    latent belongs to, on average. `selectivity`: 1 − H/log G, with H the entropy of a living latent's column norms
+    over the groups, on average: 0 if it is in all groups alike, 1 if it is in one. `dead_latents`, `dead_groups`: how
+    many belong to none, hold none. `mean_column_norm`: over all columns.
     """
     norms = torch.linalg.vector_norm(group_weight.detach().float(), dim=1)
     held = norms > 0
+    living = held.any(dim=0)
+    num_living = living.sum().clamp_min(1)
+    shares = norms / norms.sum(dim=0).clamp_min(torch.finfo(norms.dtype).tiny)
+    entropy = torch.special.entr(shares).sum(dim=0) / math.log(max(2, len(norms)))
     values = torch.stack(
         [
             (~held).float().mean(),
-            held.float().sum(dim=0).mean(),
-            (~held.any(dim=0)).float().sum(),
+            held.sum() / num_living,
+            ((1.0 - entropy) * living).sum() / num_living,
+            (~living).float().sum(),
             (~held.any(dim=1)).float().sum(),
             norms.mean(),
         ]
     ).tolist()
-    names = ("zero_columns", "groups_per_latent", "dead_latents", "dead_groups", "mean_column_norm")
-    return dict(zip(names, values, strict=True))
+    names = ("zero_columns", "groups_per_living_latent", "selectivity", "dead_latents", "dead_groups")
+    return dict(zip((*names, "mean_column_norm"), values, strict=True))
+
+
+def generator_statistics(*weights: Tensor) -> dict[str, float]:
+    """`generator_norm`: of all weights of the generators f_g. If it grows while W shrinks, f_g undoes the lasso."""
+    return {"generator_norm": float(torch.stack(torch._foreach_norm([w.detach().float() for w in weights])).norm())}
+
+
+def optimality_statistics(group_weight: Tensor, average_gradient: Tensor, sparsity_weight: float) -> dict[str, float]:
+    """How near W is to the group lasso's optimum, by the running average of its gradient.
+
+    `group_gradient_norm`: the median column's ‖ḡ‖₂, the scale that λ is on. `kkt_residual_zero`,
+    `kkt_residual_nonzero`: mean [`kkt_residual`] of the columns that are zero, that are not; 0 where there are none.
+    """
+    residual = kkt_residual(group_weight.detach(), average_gradient, sparsity_weight)
+    zero = torch.linalg.vector_norm(group_weight.detach(), dim=1) == 0
+    values = [torch.linalg.vector_norm(average_gradient, dim=1).median()]
+    values += [(residual * kind).sum() / kind.sum().clamp_min(1) for kind in (zero, ~zero)]
+    names = ("group_gradient_norm", "kkt_residual_zero", "kkt_residual_nonzero")
+    return dict(zip(names, torch.stack(values).tolist(), strict=True))
 
 
 class Throughput:

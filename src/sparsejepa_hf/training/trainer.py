@@ -19,7 +19,7 @@ from ..modeling_sparsejepa import SparseJEPAForPreTraining, SparseJEPAForPreTrai
 from . import callbacks as steps
 from .arguments import SparseJEPATrainingArguments
 from .checkpoints import last_complete_checkpoint
-from .ema import local_shard
+from .ema import full_tensor, local_shard
 from .model_card import write_model_card
 from .monitors import (
     CollapseGuard,
@@ -28,8 +28,11 @@ from .monitors import (
     LossMeter,
     NonFiniteLossError,
     Throughput,
+    generator_statistics,
     group_weight_statistics,
+    optimality_statistics,
 )
+from .proximal import require_known_metric
 
 
 AUGMENTATION_STREAM = 2
@@ -318,17 +321,23 @@ class SparseJEPATrainer(Trainer):
                 rate = self.args.group_learning_rate
                 own = {k: v for k, v in group.items() if k not in ("params", "lr", "initial_lr")}
                 own |= {"params": held, "lr": group["lr"] if rate is None else rate, "weight_decay": 0.0}
-                own |= {steps.GROUP_WEIGHT: True, steps.SPARSITY_PULL: 0.0}
+                own[steps.GROUP_WEIGHT] = True
                 optimizer.add_param_group(own)
+                if self._takes_proximal_steps:
+                    require_known_metric(optimizer)
                 return
+
+    @property
+    def _takes_proximal_steps(self) -> bool:
+        config = self.model.config
+        return config.use_grouping and config.sparsity_mode == "proximal" and config.sparsity_weight > 0
 
     def _require_own_group(self, optimizer: Optimizer) -> None:
         """A given optimizer has no group for W, so its proximal step and the weight decay schedule would be lost."""
         if any(steps.DECAYED in group for group in optimizer.param_groups):
             # Made here, by an earlier train().
             return
-        config = self.model.config
-        if config.use_grouping and config.sparsity_mode == "proximal" and config.sparsity_weight > 0:
+        if self._takes_proximal_steps:
             raise ValueError(
                 "The optimizer given has no parameter group of its own for W, which the proximal step needs. Leave "
                 "`optimizers` out (choose one with the argument `optim`), or use sparsity_mode='penalty'."
@@ -358,17 +367,25 @@ class SparseJEPATrainer(Trainer):
             "weight_decay": steps.weight_decay(self.args, step, total),
         }
         metrics |= self._features.statistics(self._average)
-        config = self.model.config
-        if config.use_grouping:
-            metrics["sparsity_weight"] = steps.sparsity_weight(self.args, config.sparsity_weight, step, total)
-            group = steps.group_weight_group(self.optimizer)
-            if group is not None:
-                metrics["sparsity_pull"] = group[steps.SPARSITY_PULL]
-            weight = steps.unwrap(self.model).sparsejepa.predictor.grouping.group_weight
-            metrics |= group_weight_statistics(weight.full_tensor() if hasattr(weight, "full_tensor") else weight)
-            if config.variational:
-                metrics["kl_weight"] = steps.kl_weight(self.args, config.kl_weight, step, total)
+        if self.model.config.use_grouping:
+            metrics |= self._grouping_metrics(step, total)
         return metrics | self._throughput.take()
+
+    def _grouping_metrics(self, step: int, total: int) -> dict[str, float]:
+        config, grouping = self.model.config, steps.unwrap(self.model).sparsejepa.predictor.grouping
+        strength = steps.sparsity_weight(self.args, config.sparsity_weight, step, total)
+        metrics = {"sparsity_weight": strength}
+        if config.variational:
+            metrics["kl_weight"] = steps.kl_weight(self.args, config.kl_weight, step, total)
+        weight = full_tensor(grouping.group_weight)
+        metrics |= group_weight_statistics(weight)
+        metrics |= generator_statistics(
+            *map(full_tensor, (grouping.generator_in_weight, grouping.generator_out_weight))
+        )
+        average = steps.average_gradient(self.optimizer)
+        if average is not None and config.sparsity_mode == "proximal":
+            metrics |= optimality_statistics(weight, full_tensor(average), strength)
+        return metrics
 
     def _average(self, values: Tensor) -> Tensor:
         return self.accelerator.reduce(values, reduction="mean")
