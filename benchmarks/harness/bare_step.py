@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparsejepa_hf import SparseJEPAForPreTraining
 from sparsejepa_hf.training.ema import ema_update_
-from sparsejepa_hf.training.proximal import group_lasso_step_
+from sparsejepa_hf.training.proximal import group_lasso_step_, hold_scales_
 
 
 def _unwatched(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -71,6 +71,8 @@ class BareStep:
         if config.use_grouping and config.sparsity_mode == "proximal":
             step = watched("proximal step", group_lasso_step_)
             step(self.optimizer, self.optimizer.param_groups[1], config.sparsity_weight, 100, self._steps)
+            if config.sparsity_weight > 0:
+                hold_scales_(self.model.sparsejepa.predictor.grouping)
         self._steps += 1
         watched("zero gradients", self.optimizer.zero_grad)()
         return loss.detach()

@@ -4,6 +4,7 @@
 import copy
 import itertools
 import json
+import math
 import subprocess
 import sys
 from unittest import mock
@@ -190,6 +191,13 @@ class TestBareStep:
                 # √v̂ + ε after one step.
                 metric = gradient.abs() + 1e-8
                 group_weight[g, :, j] = proximal_column(group_weight[g, :, j], gradient, metric, 0.01, STRENGTH)
+            grouping = encoders.predictor.grouping
+            latents, width = grouping.latent_mean.weight.shape
+            for row in grouping.latent_mean.weight:
+                row.mul_(min(1.0, math.sqrt(2 * width / (width + latents)) / float(row.norm())))
+            for matrix in (*grouping.generator_in_weight, *grouping.generator_out_weight):
+                bound = math.sqrt(2 * matrix.numel() / sum(matrix.shape))
+                matrix.mul_(min(1.0, bound / float(matrix.norm())))
         zero, before = (torch.linalg.vector_norm(w, dim=1) == 0 for w in (group_weight, moved))
         assert zero.any() and not zero.all() and not before.any(), "the step reached no column, or all"
         for (name, mine), their in zip(model.named_parameters(), other.parameters(), strict=True):

@@ -1,6 +1,8 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """The group lasso on W: a step is the proximal map in the optimizer's metric, and their fixed point the minimiser."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import MultiTaskLasso
 
-from sparsejepa_hf.modeling_sparsejepa import group_lasso
+from sparsejepa_hf import SparseJEPAConfig
+from sparsejepa_hf.modeling_sparsejepa import SparseJEPAForPreTraining, group_lasso
 from sparsejepa_hf.training import kkt_residual, proximal_step_
-from sparsejepa_hf.training.proximal import optimizer_metric, require_known_metric, settle_columns_
+from sparsejepa_hf.training.proximal import hold_scales_, optimizer_metric, require_known_metric, settle_columns_
 
 
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 6))
@@ -379,3 +382,37 @@ def test_settling_at_lambda_or_learning_rate_zero_changes_no_bit():
         settled = weight.clone()
         settle_columns_(settled, torch.zeros_like(weight), sparsity_weight, rate, 10)
         assert torch.equal(settled, weight)
+
+
+# ---- what stands around W ----
+
+
+def test_maps_around_w_are_held_at_their_scale_and_smaller_ones_left_as_they_are():
+    config = SparseJEPAConfig(hidden_size=32, num_attention_heads=2, num_groups=4, num_latents=6, group_size=3)
+    grouping = SparseJEPAForPreTraining(config).sparsejepa.predictor.grouping
+    bounds = {"latent_mean.weight": math.sqrt(2 * 96 / (96 + 6))}
+    bounds["generator_in_weight"] = math.sqrt(2 * 3 * 32 / 35)
+    bounds["generator_out_weight"] = math.sqrt(2 * 32 * 8 / 40)
+    for name, bound in bounds.items():
+        parameter = grouping.get_parameter(name)
+        with torch.no_grad():
+            parameter.copy_(torch.nn.functional.normalize(parameter.flatten(1)).view_as(parameter) * bound)
+            parameter[0] *= 3.0
+            parameter[1] *= 0.5
+    before = {name: grouping.get_parameter(name).detach().clone() for name in bounds}
+    hold_scales_(grouping)
+    for name, bound in bounds.items():
+        after = grouping.get_parameter(name).detach()
+        torch.testing.assert_close(after[0], before[name][0] / 3.0)
+        assert torch.equal(after[1], before[name][1])
+        assert torch.linalg.vector_norm(after.flatten(1), dim=1).max() <= bound * (1 + 1e-5)
+
+
+def test_a_fresh_grouping_is_within_its_scale():
+    """On average over groups: held, it starts as it was initialised."""
+    torch.manual_seed(0)
+    grouping = SparseJEPAForPreTraining(SparseJEPAConfig(num_hidden_layers=1)).sparsejepa.predictor.grouping
+    before = {name: p.detach().clone() for name, p in grouping.named_parameters()}
+    hold_scales_(grouping)
+    for name, parameter in grouping.named_parameters():
+        torch.testing.assert_close(parameter.detach().norm(), before[name].norm(), rtol=0.05, atol=0)

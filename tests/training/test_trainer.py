@@ -250,10 +250,23 @@ def test_the_average_of_w_s_gradient_is_the_mean_of_so_many_steps_and_then_runs(
     torch.testing.assert_close(steps.average_gradient(trainer.optimizer), expected)
 
 
+def test_the_generators_do_not_grow_in_place_of_w(make_trainer, train_logs_of):
+    """Without the hold they do: with λ = 0 it is off."""
+    norms = []
+    for weight in (0.0, 1e-4):
+        trainer = make_trainer(config={"sparsity_weight": weight}, learning_rate=3e-2, weight_decay=0.0, max_steps=30)
+        trainer.train()
+        norms.append(train_logs_of(trainer)[-1]["generator_norm"])
+    p, hidden, width, groups = 3, 5, 32 // 4, 4
+    bound = math.sqrt(groups * (2 * p * hidden / (p + hidden) + 2 * hidden * width / (hidden + width)))
+    assert norms[1] <= bound * (1 + 1e-5) < norms[0]
+
+
 def test_lambda_zero_changes_no_bit(make_trainer, weights_of, assert_same_weights, monkeypatch):
     plain = make_trainer(config={"sparsity_weight": 0.0})
     plain.train()
     monkeypatch.setattr(steps, "group_lasso_step_", lambda *_: None)
+    monkeypatch.setattr(steps, "hold_scales_", lambda *_: None)
     without = make_trainer(config={"sparsity_weight": 0.0})
     without.train()
     assert_same_weights(weights_of(plain), weights_of(without))

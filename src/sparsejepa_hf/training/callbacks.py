@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from ..modeling_sparsejepa import SparseJEPAForPreTraining
 from .arguments import SparseJEPATrainingArguments
 from .ema import ema_update_
-from .proximal import AVERAGE_GRADIENT, group_lasso_step_
+from .proximal import AVERAGE_GRADIENT, group_lasso_step_, hold_scales_
 from .schedules import cosine, linear, linear_warmup, warmup_steps
 
 
@@ -120,3 +120,5 @@ class OptimizerStepCallback(TrainerCallback):
         if model.config.sparsity_mode == "proximal":
             strength = sparsity_weight(args, model.config.sparsity_weight, state.global_step, state.max_steps)
         group_lasso_step_(optimizer, group, strength, args.support_steps, state.global_step)
+        if strength > 0:
+            hold_scales_(model.sparsejepa.predictor.grouping)

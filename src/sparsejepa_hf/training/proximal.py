@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 
+from ..modeling_sparsejepa import SparseJEPAGrouping
 from .ema import local_shard
 
 
@@ -122,6 +123,20 @@ def proximal_step_(group_weight: Tensor, threshold: float, metric: Tensor | None
         norm = norm + (total.sqrt() - 1.0) * total / slope.clamp_min(torch.finfo(norm.dtype).tiny)
     factors = metric * norm / (metric * norm + 1.0)
     group_weight.copy_(torch.where(norms > 1.0, group_weight * factors, 0.0))
+
+
+@torch.no_grad()
+def hold_scales_(grouping: SparseJEPAGrouping) -> None:
+    """Keeps the maps around W from growing in its place, which would undo its shrinkage: only W pays λ.
+
+    The norm of each latent's row of A, and of each generator's two matrices, is at most what Xavier's initialisation
+    gives it on average: √(2·a/(a + b)) for a row of (b, a), √(2·a·b/(a + b)) for a whole (a, b).
+    """
+    num_latents, width = grouping.latent_mean.weight.shape
+    local_shard(grouping.latent_mean.weight).renorm_(2, 0, (2.0 * width / (width + num_latents)) ** 0.5)
+    for weight in (grouping.generator_in_weight, grouping.generator_out_weight):
+        _, fan_in, fan_out = weight.shape
+        local_shard(weight).renorm_(2, 0, (2.0 * fan_in * fan_out / (fan_in + fan_out)) ** 0.5)
 
 
 @torch.no_grad()
