@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sparsejepa_hf import SparseJEPAConfig
+from sparsejepa_hf.experiments.run_queue import read_queue
 from sparsejepa_hf.masking import MultiBlockMaskSampler
 from sparsejepa_hf.training.command_line import parse_options
 from sparsejepa_hf.training.finetuning import OPTION_TYPES as FINE_TUNING_OPTION_TYPES
@@ -14,8 +15,9 @@ from sparsejepa_hf.training.pretraining import OPTION_TYPES
 
 
 RECIPES = sorted((Path(__file__).parents[2] / "examples" / "configs").glob("*.yaml"))
+QUEUES = [path for path in RECIPES if path.stem.startswith("queue-")]
 FINE_TUNING = [path for path in RECIPES if path.stem.endswith("-finetune")]
-CONFIGS = [path for path in RECIPES if path not in FINE_TUNING]
+CONFIGS = [path for path in RECIPES if path not in FINE_TUNING + QUEUES]
 BASELINES = [path for path in CONFIGS if path.stem.endswith("-ijepa")]
 
 # What a baseline may and must change: the grouping, the weights of its regularisers and their warm-ups.
@@ -95,3 +97,23 @@ def test_a_fine_tuning_recipe_begins_from_what_its_twin_writes(path):
     assert (data.dataset, data.label_column) == (twin_data.dataset, twin_data.label_column)
     assert data.test_split == twin_data.eval_split
     assert training.layer_decay < 1
+
+
+@pytest.mark.parametrize("path", QUEUES, ids=lambda path: path.stem)
+def test_a_queue_compares_methods_of_one_budget_seed_by_seed(path, tmp_path):
+    queue = read_queue(path, path.parents[2], [], tmp_path, dataset="data/mine")
+    assert [run.seed for _, run in queue] == [0, 1, 0, 0, 0, 1, 1, 1, 2, 2, 2]
+    resolved = [runs.resolve(run) for runs, run in queue]
+    assert {options["dataset"] for options in resolved[:2]} == {"synthetic-scenes"}
+    assert {options["dataset"] for options in resolved[2:]} == {"data/mine"}
+    same = (
+        "num_train_epochs",
+        "ema_momentum_end",
+        "learning_rate",
+        "per_device_train_batch_size",
+        "max_train_examples",
+    )
+    assert len({tuple(options[name] for name in same) for options in resolved[2:]}) == 1
+    assert all(options["save_strategy"] == "epoch" for options in resolved)
+    assert [options.get("use_grouping") for options in resolved[2:5]] == [False, None, None]
+    assert [options.get("latent_residual") for options in resolved[2:5]] == [None, None, True]

@@ -93,8 +93,26 @@ def test_an_interrupted_run_goes_on_in_its_folder_from_its_checkpoint(make_runs)
     (record,) = make_runs().make([run])
     (record.checkpoint / "pretraining_results.json").unlink()
     (record.checkpoint / "checkpoint-1").mkdir()
+    (record.checkpoint / "checkpoint-1" / "trainer_state.json").write_text("{}")
+    (record.checkpoint / "checkpoint-1" / "model.safetensors").touch()
     (again,) = make_runs().make([run])
     assert again.checkpoint == record.checkpoint and starts(record.checkpoint) == "xxr"
+
+
+def test_a_run_cut_off_in_its_first_checkpoint_starts_afresh(make_runs):
+    run = Run(SPARSEJEPA, 3, {})
+    (record,) = make_runs().make([run])
+    (record.checkpoint / "pretraining_results.json").unlink()
+    (record.checkpoint / "checkpoint-1").mkdir()
+    (record.checkpoint / "checkpoint-1" / "model.safetensors").touch()
+    (again,) = make_runs().make([run])
+    assert starts(again.checkpoint) == "xx" and not (again.checkpoint / "checkpoint-1").exists()
+
+
+def test_a_run_has_the_monitor_that_it_asks_for_and_none_else(make_runs):
+    asking = Run("asking", 3, {"knn_steps": 5, "eval_split": "test"})
+    records = make_runs().make([asking, Run("silent", 3, {})])
+    assert [record.options["knn_steps"] for record in records] == [5, 0]
 
 
 def test_impossible_options_are_refused_before_anything_runs(make_runs, tmp_path):

@@ -4,6 +4,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from typing import Any
 import yaml
 from transformers.utils import logging
 
+from ..training.checkpoints import last_complete_checkpoint
 from ..training.command_line import parse_options
 from ..training.pretraining import OPTION_TYPES, resolved_options
 
@@ -178,11 +180,12 @@ class Runs:
         return flags
 
     def _start(self, run: Run, wanted: Mapping[str, Any]) -> RunRecord:
-        folder = self._folder_of(run, wanted)
+        folder = self.folder_of(run, wanted)
         folder.mkdir(parents=True, exist_ok=True)
-        command = [*self._command, str(self.recipe), *self._flags(run), "--output_dir", str(folder)]
-        command += ["--probe", "false", "--knn_steps", "0", "--disable_tqdm", "true"]
-        if list(folder.glob("checkpoint-*")):
+        # The last of two flags of a name counts: a run that asks for kNN has it.
+        command = [*self._command, str(self.recipe), "--probe", "false", "--knn_steps", "0", "--disable_tqdm", "true"]
+        command += [*self._flags(run), "--output_dir", str(folder)]
+        if _has_checkpoint(folder):
             command += ["--resume_from_checkpoint", "true"]
         environment = dict(os.environ)
         if self._threads is not None:
@@ -197,12 +200,23 @@ class Runs:
             raise PreTrainingFailed(f"{folder} holds no results with the options that were asked for.")
         return record
 
-    def _folder_of(self, run: Run, wanted: Mapping[str, Any]) -> Path:
+    def folder_of(self, run: Run, wanted: Mapping[str, Any]) -> Path:
         """Named by method, seed and a hash of the options: an interrupted run goes on there, no other comes there."""
         slug = "".join(c if c.isascii() and (c.isalnum() or c in ".-") else "-" for c in run.method.lower())
         described = {name: wanted[name] for name in sorted(set(wanted) - _NOT_OF_THE_RUN)}
         digest = hashlib.sha256(json.dumps(described, default=str).encode()).hexdigest()[:8]
         return self.folder / f"{slug}-seed{run.seed}-{digest}"
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    """Whether there is one to go on from; if none was written to its end, their remains are in the way and go."""
+    found = list(folder.glob("checkpoint-*"))
+    try:
+        return bool(found and last_complete_checkpoint(str(folder)))
+    except ValueError:
+        for path in found:
+            shutil.rmtree(path)
+        return False
 
 
 def _same_run(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
