@@ -92,7 +92,7 @@ def test_colours_are_told_apart_by_raw_pixels(table):
 def test_both_methods_have_the_same_budget(table):
     ijepa, sparse = (run["options"] for run in table[0]["runs"])
     differing = {key for key in ijepa.keys() | sparse.keys() if ijepa.get(key) != sparse.get(key)}
-    assert differing == {"use_grouping", "sparsity_weight", "kl_weight"}
+    assert differing == {"use_grouping", "sparsity_weight", "kl_weight", "latent_residual"}
 
 
 def test_a_data_set_that_is_not_there_fails_alone(table):

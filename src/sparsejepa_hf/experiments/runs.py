@@ -25,7 +25,7 @@ logger = logging.get_logger(__name__)
 IJEPA = "I-JEPA"
 SPARSEJEPA = "SparseJEPA"
 # Turns a SparseJEPA recipe into its I-JEPA twin.
-IJEPA_OPTIONS: dict[str, Any] = {"use_grouping": False, "sparsity_weight": 0, "kl_weight": 0}
+IJEPA_OPTIONS: dict[str, Any] = {"use_grouping": False, "sparsity_weight": 0, "kl_weight": 0, "latent_residual": False}
 
 # Where a run writes and how it reports; two runs that differ in these alone are the same run.
 _NOT_OF_THE_RUN = {"output_dir", "logging_dir", "run_name", "disable_tqdm", "report_to", "knn_steps", "probe"}

@@ -152,26 +152,47 @@ def _mark(value: Any, best: Any, fallen: Any, p: Point, baseline: Point) -> str:
 
 
 def plot(record: Record, path: Path) -> None:
-    """Accuracy on top, share of exactly zero columns below, one column an option with numbers."""
+    """Accuracy, zero columns, groups a living latent and the optimality of W, one column an option with numbers."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     options = [name for name, values in record["axes"].items() if all(isinstance(v, int | float) for v in values)]
-    size = (4.1 * len(options) + 0.6, 5.6)
+    size = (4.1 * len(options) + 0.6, 9.6)
     figure, axes = plt.subplots(
-        2, len(options), figsize=size, layout="constrained", squeeze=False, sharex="col", sharey="row"
+        4, len(options), figsize=size, layout="constrained", squeeze=False, sharex="col", sharey="row"
     )
     baseline = point(record, IJEPA)
     for column, option in enumerate(options):
-        _accuracy_panel(axes[0, column], axis_points(record, option), baseline)
-        _sparsity_panel(axes[1, column], axis_points(record, option), SYMBOLS.get(option, option))
-    axes[0, 0].set_ylabel("top-1, per cent")
-    axes[1, 0].set_ylabel("columns of W that are\nexactly zero, per cent")
+        points = axis_points(record, option)
+        _accuracy_panel(axes[0, column], points, baseline)
+        _line(axes[1, column], [p.zero_columns for p in points.values()], "o-", "C3", None)
+        _line(axes[2, column], [p.groups_per_living_latent for p in points.values()], "o-", "C3", None, scale=1.0)
+        _optimality_panel(axes[3, column], points)
+        # Places, not a scale: most grids are spread over decades and begin at zero.
+        axes[3, column].set_xticks(range(len(points)), [p.label for p in points.values()], fontsize=8)
+        axes[3, column].set_xlabel(SYMBOLS.get(option, option))
+        for axis in axes[:, column]:
+            axis.grid(alpha=0.3)
+    labels = ("top-1, per cent", "zero columns of W,\nper cent", "groups a living\nlatent", "gradient's scale")
+    for axis, label in zip(axes[:, 0], labels, strict=True):
+        axis.set_ylabel(label)
     axes[0, 0].legend(frameon=False, fontsize=8)
+    axes[3, 0].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def _optimality_panel(axis: Any, points: Mapping[Any, Point]) -> None:
+    """How far zero columns and others miss the lasso's conditions, beside the gradient's norm."""
+    for name, style, color, label in (
+        ("group_gradient_norm", "o-", "0.5", "median ‖ḡ‖ of a column"),
+        ("kkt_residual_nonzero", "s--", "C0", "KKT residual, columns that are not zero"),
+        ("kkt_residual_zero", "^:", "C3", "KKT residual, zero columns"),
+    ):
+        _line(axis, [getattr(p, name) for p in points.values()], style, color, label, scale=1.0)
+    axis.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
 
 
 def _accuracy_panel(axis: Any, points: Mapping[Any, Point], baseline: Point) -> None:
@@ -188,18 +209,17 @@ def _accuracy_panel(axis: Any, points: Mapping[Any, Point], baseline: Point) -> 
             at = (places.index(value), 100 * points[value].validation)
             axis.annotate(text, at, (0, offset), textcoords="offset points", ha="center", fontsize=8)
     axis.margins(y=0.2)
-    axis.grid(alpha=0.3)
 
 
-def _sparsity_panel(axis: Any, points: Mapping[Any, Point], symbol: str) -> None:
-    _line(axis, [p.zero_columns for p in points.values()], "o-", "C3", None)
-    # Places, not a scale: most grids are spread over decades and begin at zero.
-    axis.set_xticks(range(len(points)), [p.label for p in points.values()], fontsize=8)
-    axis.set_xlabel(symbol)
-    axis.grid(alpha=0.3)
-
-
-def _line(axis: Any, values: Sequence[float | None], style: str, color: str, label: str | None) -> None:
-    found = [(place, 100 * value) for place, value in enumerate(values) if value is not None]
+def _line(
+    axis: Any,
+    values: Sequence[float | None],
+    style: str,
+    color: str,
+    label: str | None,
+    scale: float = 100.0,
+) -> None:
+    """Measured values by place, shares as per cent."""
+    found = [(place, scale * value) for place, value in enumerate(values) if value is not None]
     if found:
         axis.plot(*zip(*found, strict=True), style, color=color, label=label, markersize=4, linewidth=1.2)
