@@ -119,6 +119,23 @@ def test_rankme_is_of_the_most_recent_images_of_whole_batches(sizes, window_size
     assert window.statistics(alone)["rankme"] == pytest.approx(expected, rel=1e-4)
 
 
+def test_what_the_next_step_writes_into_the_outputs_memory_changes_no_statistic():
+    """As a replayed CUDA graph does; and the window holds no memory of the outputs."""
+    generator = torch.Generator().manual_seed(0)
+    window, meter = FeatureWindow(16), LossMeter()
+    outputs = features(torch.randn(8, 3, 6, generator=generator))
+    parts = losses(1.0, 2.0, 3.0)
+    window.add(outputs)
+    meter.add(parts)
+    expected = window.statistics(alone)
+    for tensor in (*outputs.values(), *parts.values()):
+        tensor.fill_(0.5)
+    assert window.statistics(alone) == expected
+    assert list(meter.take_means(alone).values()) == [1.0, 2.0, 3.0]
+    held = {tensor.untyped_storage().data_ptr() for tensor in (*window._pooled, window._spread)}
+    assert held.isdisjoint(tensor.untyped_storage().data_ptr() for tensor in outputs.values())
+
+
 def test_target_std_is_zero_when_all_images_look_alike_and_one_at_most():
     window = FeatureWindow(64)
     one_image = torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(0))
