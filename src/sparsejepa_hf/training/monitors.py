@@ -3,7 +3,8 @@
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -230,9 +231,32 @@ class KNNMonitor(TrainerCallback):
             for images in (self._bank_images, self._images)
         )
         k = min(args.knn_k, len(bank))
-        accuracy = knn_accuracy(bank, self._bank_labels, heldout, self._labels, k=k)
+        # It is computed where the bank lies.
+        bank = bank.to(comparison_device(args.device))
+        with full_float32():
+            accuracy = knn_accuracy(bank, self._bank_labels, heldout, self._labels, k=k)
         self._log({"knn_accuracy": accuracy})
         self._throughput.resume()
+
+
+def comparison_device(device: torch.device) -> torch.device:
+    """Where features are compared: on the training device if it is CUDA's; others may lack float64 or eigenvectors."""
+    return device if device.type == "cuda" else torch.device("cpu")
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Products in float32 keep its precision here, also on a GPU where training rounds them to TF32."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    if before == "tf32":
+        matmul.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        # Set only where it was changed: a value of its own no longer follows the global one.
+        if before == "tf32":
+            matmul.fp32_precision = before
 
 
 def labelled_images(dataset: Dataset, limit: int) -> tuple[Tensor, Tensor]:
