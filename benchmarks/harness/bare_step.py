@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sparsejepa_hf import SparseJEPAForPreTraining
+from sparsejepa_hf.training.autocast_weights import AutocastWeights
 from sparsejepa_hf.training.ema import ema_update_
 from sparsejepa_hf.training.proximal import proximal_step_
 
@@ -45,9 +46,14 @@ class BareStep:
         )
         self._targets = list(model.sparsejepa.target_encoder.parameters())
         self._sources = list(model.sparsejepa.context_encoder.parameters())
+        self._autocast_weights = AutocastWeights(model.sparsejepa.target_encoder) if autocast else None
 
     def wrap(self, wrapper: Callable[[SparseJEPAForPreTraining], Callable[..., Any]]) -> "BareStep":
         """Runs the forward pass through `wrapper(model)`, such as `torch.compile`; returns itself."""
+        if self._autocast_weights is not None:
+            # As in training: the compiler has casts of its own.
+            self._autocast_weights.remove()
+            self._autocast_weights = None
         self._forward = wrapper(self.model)
         return self
 
@@ -59,9 +65,14 @@ class BareStep:
         watched("backward", loss.backward)()
         watched("clip", torch.nn.utils.clip_grad_norm_)(self._trained, 1.0)
         watched("optimizer", self.optimizer.step)()
-        watched("EMA", ema_update_)(self._targets, self._sources, self._momentum)
+        watched("EMA", self._update_target)()
         if config.use_grouping and config.sparsity_mode == "proximal":
             weight = self.model.sparsejepa.predictor.grouping.group_weight
             watched("proximal step", proximal_step_)(weight, self._rate * config.sparsity_weight)
         watched("zero gradients", self.optimizer.zero_grad)()
         return loss.detach()
+
+    def _update_target(self) -> None:
+        ema_update_(self._targets, self._sources, self._momentum)
+        if self._autocast_weights is not None:
+            self._autocast_weights.refresh()

@@ -9,37 +9,46 @@ from torch import Tensor, nn
 
 
 class AutocastWeights:
-    """bf16 copies of the weights of a module's linear maps, which bf16 autocast uses in their place from now on.
+    """bf16 copies of the weights of a module's linear maps, which bf16 autocast takes from now on.
 
-    The results are those of autocast to the bit. Without it, and in another precision, nothing changes. The copies
-    take two bytes a weight and appear in no checkpoint.
+    Results are equal to the bit, with autocast and without. A copy is taken only as long as its weight is as it was at
+    the last `refresh`. The copies need two bytes a weight and are part of no checkpoint.
 
     Args:
-        module: its linear maps' weights lie whole on this process and take no gradient.
+        module: its weights take no gradient and lie whole on this process.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self._linears = [part for part in module.modules() if type(part) is nn.Linear]
         self._weights = [weight for linear in self._linears for weight in linear.parameters()]
         self._copies = [weight.detach().to(torch.bfloat16, copy=True) for weight in self._weights]
+        self._versions: dict[nn.Linear, int] = {}
         copies = iter(self._copies)
         for linear in self._linears:
-            weight, bias = next(copies), None if linear.bias is None else next(copies)
-            linear.forward = partial(_linear, linear, weight, bias)
+            kept = {name: next(copies) for name, _ in linear.named_parameters()}
+            linear.forward = partial(self._forward, linear, kept)
+        self._note_versions()
 
     def refresh(self) -> None:
         """Takes over the weights as they now are, in one fused call."""
         torch._foreach_copy_(self._copies, self._weights)
+        self._note_versions()
 
     def remove(self) -> None:
-        """From now on autocast casts the weights itself again."""
+        """Leaves the casting to autocast again."""
         for linear in self._linears:
             del linear.forward
 
+    def _note_versions(self) -> None:
+        self._versions = {linear: linear.weight._version for linear in self._linears}
 
-def _linear(linear: nn.Linear, weight: Tensor, bias: Tensor | None, states: Tensor) -> Tensor:
-    kind = states.device.type
+    def _forward(self, linear: nn.Linear, kept: dict[str, Tensor], states: Tensor) -> Tensor:
+        if _casts_to_bf16(states.device.type) and linear.weight._version == self._versions[linear]:
+            return F.linear(states, kept["weight"], kept.get("bias"))
+        return F.linear(states, linear.weight, linear.bias)
+
+
+def _casts_to_bf16(device_type: str) -> bool:
     # Tensors without values know no autocast.
-    if kind != "meta" and torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) is weight.dtype:
-        return F.linear(states, weight, bias)
-    return F.linear(states, linear.weight, linear.bias)
+    known = device_type != "meta" and torch.is_autocast_enabled(device_type)
+    return known and torch.get_autocast_dtype(device_type) is torch.bfloat16

@@ -121,8 +121,13 @@ class SparseJEPATrainer(Trainer):
         self._slot_step, self._next_slot, self._evaluation_slot = -1, 0, 0
         self._operations: dict[int, int] = {}
         self._resident = self._resident_images(train_dataset, data_collator)
-        self.add_callback(steps.OptimizerStepCallback())
+        self.add_callback(steps.OptimizerStepCallback(self._keeps_autocast_weights()))
         self._add_knn_monitor(knn_datasets)
+
+    def _keeps_autocast_weights(self) -> bool:
+        """FSDP and DeepSpeed hold weights in pieces or cast them themselves; the compiler has casts of its own."""
+        is_plain = not (self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.torch_compile)
+        return is_plain and self.accelerator.mixed_precision == "bf16"
 
     def _build_augmentation(self) -> BatchAugmentation | None:
         sides = self.model.config.image_sides
