@@ -30,6 +30,7 @@ from .monitors import (
     Throughput,
     group_weight_statistics,
 )
+from .precision import warn_of_slow_bf16
 
 
 AUGMENTATION_STREAM = 2
@@ -396,6 +397,7 @@ class SparseJEPATrainer(Trainer):
         if choice is True:
             choice = last_complete_checkpoint(self.args.output_dir)
         self._require_a_batch()
+        self._warn_of_slow_bf16()
         self._throughput.take()
         self._slot_step = -1
         self._operations.clear()
@@ -404,6 +406,11 @@ class SparseJEPATrainer(Trainer):
         loss = torch.tensor(output.training_loss, device=self.args.device)
         self._require_finite(float(self._average(loss)))
         return output
+
+    def _warn_of_slow_bf16(self) -> None:
+        is_asked = self.args.device.type == "cpu" and self.accelerator.mixed_precision == "bf16"
+        if is_asked and self.is_world_process_zero():
+            warn_of_slow_bf16()
 
     def _require_a_batch(self) -> None:
         wanted = self.args.train_batch_size * self.args.world_size
