@@ -89,6 +89,7 @@ CUDA_CASES = {
         Case("ViT-S/16, 224 px", _SMALL, 256, compiled=True),
         Case("ViT-B/16, 224 px", {"preset": "vit-base"}, 128),
     ),
+    "short": (Case("ViT-Tiny/4, 32 px", _TINY, 512),),
 }
 REPEATS = {"full": 5, "short": 3, "smoke": 1}
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sparsejepa_hf import SparseJEPAForPreTraining
+from sparsejepa_hf.training.autocast_weights import AutocastWeights
 from sparsejepa_hf.training.ema import ema_update_
 from sparsejepa_hf.training.proximal import group_lasso_step_, hold_scales_
 
@@ -53,9 +54,14 @@ class BareStep:
         self._steps = 0
         self._targets = list(model.sparsejepa.target_encoder.parameters())
         self._sources = list(model.sparsejepa.context_encoder.parameters())
+        self._autocast_weights = AutocastWeights(model.sparsejepa.target_encoder) if autocast else None
 
     def wrap(self, wrapper: Callable[[SparseJEPAForPreTraining], Callable[..., Any]]) -> "BareStep":
         """Runs the forward pass through `wrapper(model)`, such as `torch.compile`; returns itself."""
+        if self._autocast_weights is not None:
+            # As in training: the compiler has casts of its own.
+            self._autocast_weights.remove()
+            self._autocast_weights = None
         self._forward = wrapper(self.model)
         return self
 
@@ -67,7 +73,7 @@ class BareStep:
         watched("backward", loss.backward)()
         watched("clip", torch.nn.utils.clip_grad_norm_)(self._trained, 1.0)
         watched("optimizer", self.optimizer.step)()
-        watched("EMA", ema_update_)(self._targets, self._sources, self._momentum)
+        watched("EMA", self._update_target)()
         if config.use_grouping and config.sparsity_mode == "proximal":
             step = watched("proximal step", group_lasso_step_)
             step(self.optimizer, self.optimizer.param_groups[1], config.sparsity_weight, 100, self._steps)
@@ -76,3 +82,8 @@ class BareStep:
         self._steps += 1
         watched("zero gradients", self.optimizer.zero_grad)()
         return loss.detach()
+
+    def _update_target(self) -> None:
+        ema_update_(self._targets, self._sources, self._momentum)
+        if self._autocast_weights is not None:
+            self._autocast_weights.refresh()

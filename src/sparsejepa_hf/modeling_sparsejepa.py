@@ -302,8 +302,11 @@ class _PreNormLayer(GradientCheckpointingLayer):
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         attention_output, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
-        # The attention may return the last tokens alone.
-        hidden_states = hidden_states[:, -attention_output.shape[1] :] + self.dropout(attention_output)
+        num_tokens = attention_output.shape[1]
+        if num_tokens < hidden_states.shape[1]:
+            # The attention returned the last tokens alone.
+            hidden_states = hidden_states[:, -num_tokens:]
+        hidden_states = hidden_states + self.dropout(attention_output)
         return hidden_states + self.dropout(self.mlp(self.layernorm_after(hidden_states)))
 
 

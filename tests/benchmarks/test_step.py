@@ -12,6 +12,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from scipy.optimize import brentq
 
 from benchmarks import step as benchmark
@@ -222,6 +223,13 @@ def test_the_smoke_run_writes_a_record_that_renders_to_what_it_printed(tmp_path,
     repeated = rows[benchmark.STRAIGHTFORWARD, "fp32"]
     assert repeated["counted_flops_per_image"] > rows[benchmark.OURS_IJEPA, "fp32"]["counted_flops_per_image"]
     assert repeated["peak_tensor_bytes"] > rows[benchmark.OURS_IJEPA, "fp32"]["peak_tensor_bytes"]
+
+
+def test_a_gpu_s_short_case_has_the_batch_of_the_vit_tiny_recipe():
+    """A CPU's batch leaves it idle."""
+    recipe = yaml.safe_load((benchmark.records.ROOT / "examples" / "configs" / "cifar100-vit-tiny.yaml").read_text())
+    (case,) = benchmark.CUDA_CASES["short"]
+    assert case.batch == recipe["per_device_train_batch_size"]
 
 
 def test_its_command_runs_from_the_root_of_the_checkout():

@@ -8,15 +8,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses import FakeTensorMode
 
-from sparsejepa_hf.evaluation import rankme
+from sparsejepa_hf.evaluation import extract_features, knn_accuracy, rankme
 from sparsejepa_hf.modeling_sparsejepa import SparseJEPAForPreTrainingOutput
 from sparsejepa_hf.training import monitors
 from sparsejepa_hf.training.monitors import (
     CollapseGuard,
     FeatureWindow,
+    KNNMonitor,
     LossMeter,
     Throughput,
+    comparison_device,
+    full_float32,
     group_weight_statistics,
     labelled_images,
     optimality_statistics,
@@ -145,6 +149,23 @@ def test_rankme_is_of_the_most_recent_images_of_whole_batches(sizes, window_size
     assert window.statistics(alone)["rankme"] == pytest.approx(expected, rel=1e-4)
 
 
+def test_what_the_next_step_writes_into_the_outputs_memory_changes_no_statistic():
+    """As a replayed CUDA graph does; and the window holds no memory of the outputs."""
+    generator = torch.Generator().manual_seed(0)
+    window, meter = FeatureWindow(16), LossMeter()
+    outputs = features(torch.randn(8, 3, 6, generator=generator))
+    parts = losses(1.0, 2.0, 3.0)
+    window.add(outputs)
+    meter.add(parts)
+    expected = window.statistics(alone)
+    for tensor in (*outputs.values(), *parts.values()):
+        tensor.fill_(0.5)
+    assert window.statistics(alone) == expected
+    assert list(meter.take_means(alone).values()) == [1.0, 2.0, 3.0]
+    held = {tensor.untyped_storage().data_ptr() for tensor in (*window._pooled, window._spread)}
+    assert held.isdisjoint(tensor.untyped_storage().data_ptr() for tensor in outputs.values())
+
+
 def test_target_std_is_zero_when_all_images_look_alike_and_one_at_most():
     window = FeatureWindow(64)
     one_image = torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(0))
@@ -233,6 +254,56 @@ def test_time_in_monitors_does_not_count_as_training(monkeypatch):
     throughput.add(8)
     pass_time(2.0)
     assert throughput.take() == {"images_per_second": pytest.approx(4.0)}
+
+
+# ---- where features are compared ----
+
+
+def test_features_are_compared_on_a_gpu_and_elsewhere_on_the_cpu():
+    assert comparison_device(torch.device("cuda", 1)) == torch.device("cuda", 1)
+    assert comparison_device(torch.device("mps")) == comparison_device(torch.device("cpu")) == torch.device("cpu")
+
+
+def test_what_the_monitor_logs_is_the_knn_accuracy_of_the_encoder_s_features(make_trainer, make_dataset, logs_of):
+    bank, heldout = make_dataset(24), make_dataset(16, seed=1, random_labels=True)
+    trainer = make_trainer(knn_steps=1, knn_k=3, max_steps=2, knn_datasets=(bank, heldout))
+    trainer.train()
+    encoder = trainer.model.sparsejepa
+    sets = [
+        part
+        for data in (bank, heldout)
+        for part in (extract_features(encoder, data.pixel_values, preprocess=trainer.normalize), data.labels)
+    ]
+    logged = [entry["knn_accuracy"] for entry in logs_of(trainer) if "knn_accuracy" in entry]
+    assert logged[-1] == knn_accuracy(*sets, k=3)
+
+
+@pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="torch is built without CUDA")
+def test_the_bank_lies_on_the_gpu_when_neighbours_are_looked_for(make_trainer, make_dataset, monkeypatch):
+    """On tensors that only say that they are CUDA's."""
+    found = []
+    monkeypatch.setattr(monitors, "knn_accuracy", lambda bank, *sets, k: found.append(bank.device.type) or 0.0)
+    trainer = make_trainer()
+    monitor = KNNMonitor(make_dataset(8), make_dataset(8), trainer.normalize, lambda logs: None, Throughput())
+    args = SimpleNamespace(device=torch.device("cuda"), knn_k=3)
+    monkeypatch.setattr(monitors, "extract_features", lambda encoder, images, preprocess: torch.zeros(len(images), 4))
+    monitor._bank_images = monitor._images = torch.zeros(8, 3, 16, 16, dtype=torch.uint8)
+    monitor._bank_labels = monitor._labels = torch.zeros(8, dtype=torch.int64)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        monitor._measure(args, trainer.model)
+    assert found == ["cuda"]
+
+
+def test_rounding_to_tf32_is_off_inside_and_as_it_was_after():
+    matmul = torch.backends.cuda.matmul
+    for before in ("none", "tf32"):
+        matmul.fp32_precision = before
+        try:
+            with full_float32():
+                assert matmul.fp32_precision != "tf32"
+            assert matmul.fp32_precision == before
+        finally:
+            matmul.fp32_precision = "none"
 
 
 # ---- labelled images ----

@@ -580,6 +580,12 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
     assert resumed.state.global_step == 8
 
 
+def test_an_interrupted_run_in_bf16_goes_on_as_if_it_had_not_been(
+    make_trainer, assert_same_weights, weights_of, train_logs_of
+):
+    assert_resumes_exactly(make_trainer, assert_same_weights, weights_of, train_logs_of, 2, bf16=True)
+
+
 def test_an_interrupted_run_goes_on_under_accumulation_with_workers_and_monitors(
     make_trainer, make_dataset, assert_same_weights, weights_of, train_logs_of
 ):

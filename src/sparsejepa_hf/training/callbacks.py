@@ -9,6 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from ..modeling_sparsejepa import SparseJEPAForPreTraining
 from .arguments import SparseJEPATrainingArguments
+from .autocast_weights import AutocastWeights
 from .ema import ema_update_
 from .proximal import AVERAGE_GRADIENT, group_lasso_step_, hold_scales_
 from .schedules import cosine, linear, linear_warmup, warmup_steps
@@ -62,7 +63,15 @@ def average_gradient(optimizer: Optimizer) -> Tensor | None:
 
 
 class OptimizerStepCallback(TrainerCallback):
-    """Sets the weight decay before each optimizer step; after it, updates the target encoder and thresholds W."""
+    """Sets the weight decay before each optimizer step; after it, updates the target encoder and thresholds W.
+
+    Args:
+        keeps_autocast_weights: keep the target encoder's weights in bf16 too, cast once a step.
+    """
+
+    def __init__(self, keeps_autocast_weights: bool = False) -> None:
+        self._keeps_autocast_weights = keeps_autocast_weights
+        self._autocast_weights: AutocastWeights | None = None
 
     def on_train_begin(
         self,
@@ -75,6 +84,20 @@ class OptimizerStepCallback(TrainerCallback):
         sparsejepa = unwrap(model).sparsejepa
         self._targets = list(sparsejepa.target_encoder.parameters())
         self._sources = list(sparsejepa.context_encoder.parameters())
+        if self._keeps_autocast_weights:
+            # A checkpoint to resume from is loaded by now.
+            self._autocast_weights = AutocastWeights(sparsejepa.target_encoder)
+
+    def on_train_end(
+        self,
+        args: SparseJEPATrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        if self._autocast_weights is not None:
+            self._autocast_weights.remove()
+            self._autocast_weights = None
 
     def on_pre_optimizer_step(
         self,
@@ -104,6 +127,8 @@ class OptimizerStepCallback(TrainerCallback):
         if getattr(optimizer, "step_was_skipped", False):
             return
         ema_update_(self._targets, self._sources, ema_momentum(args, state.global_step, state.max_steps))
+        if self._autocast_weights is not None:
+            self._autocast_weights.refresh()
         self._threshold(args, state, unwrap(model), optimizer)
 
     @staticmethod

@@ -4,7 +4,8 @@
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -69,11 +70,12 @@ class FeatureWindow:
         self._num_samples = num_samples
         self._pooled: deque[Tensor] = deque()
         self._held = 0
-        self._last: Tensor | None = None
+        self._spread: Tensor | None = None
 
     def add(self, outputs: SparseJEPAForPreTrainingOutput) -> None:
-        self._last = outputs.last_hidden_state.detach()
-        self._pooled.append(outputs.pooler_output.detach().float())
+        # Nothing is kept of the outputs themselves: a CUDA graph writes the next step's into the same memory.
+        self._spread = _target_std(outputs.last_hidden_state) if len(outputs.last_hidden_state) > 1 else None
+        self._pooled.append(outputs.pooler_output.detach().to(torch.float32, copy=True))
         self._held += len(self._pooled[-1])
         while self._held - len(self._pooled[0]) >= self._num_samples:
             self._held -= len(self._pooled.popleft())
@@ -87,12 +89,17 @@ class FeatureWindow:
         """`target_std`: standard deviation over the last batch's images of each patch's normalised target, averaged
         over patches and dimensions: 0 if all images look alike to the encoder, at most 1. `rankme`: effective rank of
         the window's pooled features."""
-        if self._last is None or len(self._last) < 2:
+        if self._spread is None:
             return {}
-        targets = F.layer_norm(self._last.float(), self._last.shape[-1:])
-        values = torch.stack([feature_std(targets.flatten(1)), rankme(torch.cat(list(self._pooled)))])
+        values = torch.stack([self._spread, rankme(torch.cat(list(self._pooled)))])
         std, rank = average(values).tolist()
         return {"target_std": std, "rankme": rank}
+
+
+def _target_std(hidden_states: Tensor) -> Tensor:
+    """Mean over patches and dimensions of the targets' standard deviation over images, of (B >= 2, N, D): ()."""
+    targets = F.layer_norm(hidden_states.detach().float(), hidden_states.shape[-1:])
+    return feature_std(targets.flatten(1))
 
 
 def group_weight_statistics(group_weight: Tensor) -> dict[str, float]:
@@ -251,9 +258,32 @@ class KNNMonitor(TrainerCallback):
             for images in (self._bank_images, self._images)
         )
         k = min(args.knn_k, len(bank))
-        accuracy = knn_accuracy(bank, self._bank_labels, heldout, self._labels, k=k)
+        # It is computed where the bank lies.
+        bank = bank.to(comparison_device(args.device))
+        with full_float32():
+            accuracy = knn_accuracy(bank, self._bank_labels, heldout, self._labels, k=k)
         self._log({"knn_accuracy": accuracy})
         self._throughput.resume()
+
+
+def comparison_device(device: torch.device) -> torch.device:
+    """Where features are compared: on the training device if it is CUDA's; others may lack float64 or eigenvectors."""
+    return device if device.type == "cuda" else torch.device("cpu")
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Products in float32 keep its precision here, also on a GPU where training rounds them to TF32."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    if before == "tf32":
+        matmul.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        # Set only where it was changed: a value of its own no longer follows the global one.
+        if before == "tf32":
+            matmul.fp32_precision = before
 
 
 def labelled_images(dataset: Dataset, limit: int) -> tuple[Tensor, Tensor]:

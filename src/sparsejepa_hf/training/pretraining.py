@@ -20,7 +20,7 @@ from ..evaluation.features import small_pixel_features
 from ..modeling_sparsejepa import SparseJEPAForPreTraining
 from .arguments import SparseJEPATrainingArguments
 from .command_line import DataArguments, ModelArguments
-from .monitors import labelled_images
+from .monitors import comparison_device, full_float32, labelled_images
 from .trainer import SparseJEPATrainer, image_processor
 
 
@@ -265,25 +265,16 @@ class FeatureComparison:
             self._probe(name, *features)
         self._trainer.accelerator.wait_for_everyone()
 
+    @full_float32()
     def _probe(self, name: str, bank: Tensor, heldout: Tensor, max_iter: int = 200) -> None:
         arguments = self._trainer.args
-        labels = (self._bank_labels, self._labels)
+        # Both are computed where the bank lies.
+        sets = (bank.to(comparison_device(arguments.device)), self._bank_labels, heldout, self._labels)
         try:
-            probe = linear_probe(
-                bank,
-                labels[0],
-                heldout,
-                labels[1],
-                seed=arguments.seed,
-                max_iter=max_iter,
-                allow_unseen_classes=True,
-            )
+            probe = linear_probe(*sets, seed=arguments.seed, max_iter=max_iter, allow_unseen_classes=True)
         except ValueError as error:
             # Too few images or classes to probe; that is no reason to lose the run.
             logger.warning(f"The features of {name} are not compared: {error}")
             return
         k = min(arguments.knn_k, len(bank))
-        self.results[name] = {
-            "knn_accuracy": knn_accuracy(bank, labels[0], heldout, labels[1], k=k),
-            "linear_accuracy": probe.test_accuracy,
-        }
+        self.results[name] = {"knn_accuracy": knn_accuracy(*sets, k=k), "linear_accuracy": probe.test_accuracy}

@@ -32,6 +32,7 @@ from .monitors import (
     group_weight_statistics,
     optimality_statistics,
 )
+from .precision import warn_of_slow_bf16
 from .proximal import require_known_metric
 
 
@@ -124,8 +125,13 @@ class SparseJEPATrainer(Trainer):
         self._slot_step, self._next_slot, self._evaluation_slot = -1, 0, 0
         self._operations: dict[int, int] = {}
         self._resident = self._resident_images(train_dataset, data_collator)
-        self.add_callback(steps.OptimizerStepCallback())
+        self.add_callback(steps.OptimizerStepCallback(self._keeps_autocast_weights()))
         self._add_knn_monitor(knn_datasets)
+
+    def _keeps_autocast_weights(self) -> bool:
+        """FSDP and DeepSpeed hold weights in pieces or cast them themselves; the compiler has casts of its own."""
+        is_plain = not (self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.torch_compile)
+        return is_plain and self.accelerator.mixed_precision == "bf16"
 
     def _build_augmentation(self) -> BatchAugmentation | None:
         sides = self.model.config.image_sides
@@ -408,6 +414,7 @@ class SparseJEPATrainer(Trainer):
         if choice is True:
             choice = last_complete_checkpoint(self.args.output_dir)
         self._require_a_batch()
+        self._warn_of_slow_bf16()
         self._throughput.take()
         self._slot_step = -1
         self._operations.clear()
@@ -416,6 +423,11 @@ class SparseJEPATrainer(Trainer):
         loss = torch.tensor(output.training_loss, device=self.args.device)
         self._require_finite(float(self._average(loss)))
         return output
+
+    def _warn_of_slow_bf16(self) -> None:
+        is_asked = self.args.device.type == "cpu" and self.accelerator.mixed_precision == "bf16"
+        if is_asked and self.is_world_process_zero():
+            warn_of_slow_bf16()
 
     def _require_a_batch(self) -> None:
         wanted = self.args.train_batch_size * self.args.world_size
