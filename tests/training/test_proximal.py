@@ -9,11 +9,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import MultiTaskLasso
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from sparsejepa_hf import SparseJEPAConfig
 from sparsejepa_hf.modeling_sparsejepa import SparseJEPAForPreTraining, group_lasso
 from sparsejepa_hf.training import kkt_residual, proximal_step_
-from sparsejepa_hf.training.proximal import hold_scales_, optimizer_metric, require_known_metric, settle_columns_
+from sparsejepa_hf.training.proximal import (
+    AVERAGE_GRADIENT,
+    group_lasso_step_,
+    hold_scales_,
+    optimizer_metric,
+    require_known_metric,
+    settle_columns_,
+)
 
 
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 6))
@@ -131,6 +140,21 @@ def test_thresholding_shards_along_groups_equals_thresholding_the_whole(seed, gr
     for shard in sharded.chunk(2):
         proximal_step_(shard, threshold)
     assert torch.equal(sharded, prox(weight, threshold))
+
+
+@given(seeds, st.integers(2, 6), thresholds)
+def test_settling_and_the_step_in_a_metric_need_no_other_group_either(seed, groups, threshold):
+    shape = (groups, 3, 4)
+    weight, metric = random_weight(seed, shape), random_metric(seed, shape, 3.0)
+    gradient = torch.randn(shape, generator=torch.Generator().manual_seed(seed + 3), dtype=torch.float64)
+    sharded = weight.clone()
+    for parts in zip(sharded.chunk(2), metric.chunk(2), gradient.chunk(2), strict=True):
+        shard, shared, average = parts
+        proximal_step_(shard, threshold, shared)
+        settle_columns_(shard, average, 0.5, 0.1, 10, shared)
+    proximal_step_(weight, threshold, metric)
+    settle_columns_(weight, gradient, 0.5, 0.1, 10, metric)
+    assert torch.equal(sharded, weight)
 
 
 @given(seeds, shapes, thresholds)
@@ -416,3 +440,39 @@ def test_a_fresh_grouping_is_within_its_scale():
     hold_scales_(grouping)
     for name, parameter in grouping.named_parameters():
         torch.testing.assert_close(parameter.detach().norm(), before[name].norm(), rtol=0.05, atol=0)
+
+
+def three_steps(weight, gradients):
+    """W after three optimizer steps, each with what follows it."""
+    optimizer = torch.optim.AdamW([weight], lr=0.05, weight_decay=0.0)
+    for step, gradient in enumerate(gradients):
+        weight.grad = gradient
+        optimizer.step()
+        group_lasso_step_(optimizer, optimizer.param_groups[0], 1.5, support_steps=2, step=step)
+    return weight.detach(), optimizer.state[weight][AVERAGE_GRADIENT]
+
+
+def sharded_steps(rank, folder, weight, gradients):
+    """The same on one of two processes, each of which holds half of the groups, as FSDP2 shards them."""
+    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    parts = [distribute_tensor(tensor, mesh, [Shard(0)]) for tensor in (weight, *gradients)]
+    found = three_steps(torch.nn.Parameter(parts[0]), parts[1:])
+    assert all(tensor.to_local().shape[0] == 2 for tensor in found)
+    whole = [tensor.full_tensor() for tensor in found]
+    if rank == 0:
+        torch.save(whole, folder / "found.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_that_share_w_out_take_the_steps_of_one(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(4, 3, 5, generator=generator)
+    weight[:, :, 0] = 0.0
+    gradients = [torch.randn(4, 3, 5, generator=generator) for _ in range(3)]
+    torch.multiprocessing.spawn(sharded_steps, (tmp_path, weight, gradients), nprocs=2)
+    expected = three_steps(torch.nn.Parameter(weight.clone()), gradients)
+    assert (column_norms(expected[0]) == 0).any() and (column_norms(expected[0]) > 0).any()
+    for found, wanted in zip(torch.load(tmp_path / "found.pt"), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
