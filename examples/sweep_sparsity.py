@@ -2,7 +2,7 @@
 """Sweep λ, G and β, one at a time around a recipe: accuracy and group sparsity, where it peaks and where it falls.
 
     python examples/sweep_sparsity.py examples/configs/cifar100-cpu.yaml --benchmark cifar100 --seeds 0 --jobs 2 \
-        --axis sparsity_weight 0 1e-4 3e-4 1e-3 3e-3 1e-2 --axis num_groups 4 8 24 --axis kl_weight 0 3e-5 3e-4 \
+        --axis sparsity_weight 0 1e-4 3e-4 1e-3 3e-3 1e-2 --axis num_groups 4 8 24 --axis kl_weight 0 1e-5 1e-4 \
         --variant 'latent_position=encoder latent_residual=true'
     python examples/sweep_sparsity.py --render results/sweep_sparsity.json --into README.md
 
@@ -28,7 +28,7 @@ from sparsejepa_hf.experiments.sparsity_sweep import plot, point_name, render
 
 
 DEFAULT_AXES = [["sparsity_weight", "0", "1e-4", "3e-4", "1e-3", "3e-3", "1e-2"], ["num_groups", "4", "8"]]
-DEFAULT_AXES += [["kl_weight", "0", "3e-5", "3e-4"]]
+DEFAULT_AXES += [["kl_weight", "0", "1e-5", "1e-4"]]
 
 
 def main() -> None:
