@@ -149,9 +149,10 @@ class SparseJEPAConfig(PreTrainedConfig):
             map from D_p to D behind the predictor, the identity in front of it.
         loss_type (`str`, defaults to `"smooth_l1"`): `"smooth_l1"` (I-JEPA) or `"mse"` (the paper).
         target_normalization (`str`, defaults to `"layer_norm"`): `"layer_norm"` (without affine) or `"none"`.
-        sparsity_weight (`float`, defaults to 0.0): λ ≥ 0, weight of the group lasso Ω(W).
-        sparsity_mode (`str`, defaults to `"proximal"`): `"proximal"` (Ω is reported, and a proximal step after each
-            optimizer step gives exact zeros) or `"penalty"` (Ω is part of the loss, as the paper writes it).
+        sparsity_weight (`float`, defaults to 0.0): λ ≥ 0, weight of the group lasso Ω(W); on the scale of the gradient
+            of a column of W, 1e-4 to 1e-2.
+        sparsity_mode (`str`, defaults to `"proximal"`): `"proximal"` (Ω is reported, and proximal steps after each
+            optimizer step give exact zeros) or `"penalty"` (Ω is part of the loss, as the paper writes it).
         kl_weight (`float`, defaults to 0.0): β ≥ 0, weight of the KL term.
 
     Raises:

@@ -24,6 +24,8 @@ _SAVING = {"save_strategy": "epoch", "save_total_limit": 2}
 _SHOWN = {
     "loss": "loss {:.4g}",
     "zero_columns": "zero columns {:.1%}",
+    "groups_per_living_latent": "groups a living latent {:.1f}",
+    "dead_latents": "dead latents {:.0f}",
     "rankme": "RankMe {:.1f}",
     "knn_accuracy": "kNN {:.1%}",
 }

@@ -24,8 +24,8 @@ from .ema import local_shard
 
 # Of W in the optimizer's state, so that it is saved and restored with it.
 AVERAGE_GRADIENT = "average_gradient"
-# Exact after one where a column shares its metric; the others are at float precision after five.
-_NEWTON_STEPS = 5
+# Exact after one where a column shares its metric; others are at float32's precision after four.
+_NEWTON_STEPS = 4
 
 
 def require_known_metric(optimizer: Optimizer) -> None:
