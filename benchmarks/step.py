@@ -262,7 +262,8 @@ def render(record: dict[str, Any]) -> str:
 def _render_case(case: dict[str, Any], record: dict[str, Any]) -> str:
     blocks, target = case["target_patches"]
     title = (
-        f"**{case['name']}, batch {case['batch']}**: {case['patches']} patches, {case['context_patches']} in the "
+        f"**{case['name']}, batch {case['batch']}, {records.device_name(record)}**: {case['patches']} patches, "
+        f"{case['context_patches']} in the "
         f"context, {blocks} blocks of {target}; median of {record['options']['repeats']} rounds"
     )
     header = ["step", "precision", "ms", "images/s", "x straightforward fp32", "x same precision", "GFLOP/image"]

@@ -16,7 +16,7 @@ from . import input as input_pipeline
 from . import step
 from .end_to_end import costs
 from .harness import records
-from .harness.records import ROOT, origin_line
+from .harness.records import ROOT, device_name, origin_line
 
 
 Row = tuple[str, str, str]
@@ -48,7 +48,9 @@ def render(found: dict[str, dict[str, Any]]) -> str:
         *_run_rows(found["end_to_end"]),
         *_inference_rows(found["inference"]),
     ]
-    return f"{table(['what', 'measured', 'goal'], rows)}\n\n{_origin(found)}"
+    # Ratios are a machine's own.
+    measured = "measured on " + " and ".join(sorted({device_name(record) for record in found.values()}))
+    return f"{table(['what', measured, 'goal'], rows)}\n\n{_origin(found)}"
 
 
 def _origin(found: dict[str, dict[str, Any]]) -> str:

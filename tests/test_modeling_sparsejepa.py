@@ -831,6 +831,16 @@ class TestAttentionImplementations:
             for other in others:
                 assert (plain - other).norm() <= (0.03 if autocast else 1e-5) * plain.norm()
 
+    @pytest.mark.parametrize(("limit", "fused"), [(128, False), (0, True)], ids=["few tokens", "many"])
+    def test_compiled_for_a_cpu_few_tokens_go_through_plain_products_too(self, make_model, monkeypatch, limit, fused):
+        monkeypatch.setattr(modeling_sparsejepa, "_PLAIN_CPU_TOKENS", limit)
+        attention, code = make_model(SparseJEPAModel).target_encoder.layers[0].attention, []
+        tokens = torch.randn(2, 64, attention.q_proj.in_features, generator=torch.Generator().manual_seed(0))
+        torch._dynamo.reset()
+        traced = torch.compile(attention, fullgraph=True, backend=lambda graph, _: code.append(graph.code) or graph)
+        _close(traced(tokens)[0], attention(tokens)[0])
+        assert len(code) == 1 and ("scaled_dot_product_attention" in code[0]) is fused
+
     @pytest.mark.slow
     def test_compiled_as_one_graph_the_losses_are_equal(self, make_model, pixel_values, masks):
         model = make_model(SparseJEPAForPreTraining, kl_weight=0.1, sparsity_mode="penalty", sparsity_weight=0.01)

@@ -97,11 +97,17 @@ def render(record: dict[str, Any]) -> str:
     return importlib.import_module(f"benchmarks.{record['benchmark']}").render(record)
 
 
+def device_name(record: dict[str, Any]) -> str:
+    """The processor or GPU that was measured."""
+    machine = record["machine"]
+    return machine["accelerator"] if record["options"]["device"].startswith("cuda") else machine["processor"]
+
+
 def origin_line(record: dict[str, Any]) -> str:
     """One line under a table: the machine, threads, versions and seed."""
     machine, versions, options = record["machine"], record["versions"], record["options"]
-    device = machine["accelerator"] if options["device"].startswith("cuda") else machine["processor"]
+    commit = (record["commit"] or "unknown")[:7]
     return (
-        f"{device}, {machine['cores']} cores, {options['threads']} threads; torch {versions['torch']}, transformers "
-        f"{versions['transformers']}; seed {options['seed']}; commit {(record['commit'] or 'unknown')[:7]}."
+        f"{device_name(record)}, {machine['cores']} cores, {options['threads']} threads; torch {versions['torch']}, "
+        f"transformers {versions['transformers']}; seed {options['seed']}; commit {commit}."
     )
