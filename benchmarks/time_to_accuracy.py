@@ -35,7 +35,9 @@ from .harness.timing import synchronize
 
 
 RESIDUAL = "SparseJEPA, path around the groups"
-METHODS: dict[str, dict[str, Any]] = {IJEPA: IJEPA_OPTIONS, SPARSEJEPA: {}, RESIDUAL: {"latent_residual": True}}
+# The path around the groups leaves W a tenth of the gradient, so λ is a tenth too.
+_RESIDUAL_OPTIONS = {"latent_residual": True, "sparsity_weight": 1e-4}
+METHODS: dict[str, dict[str, Any]] = {IJEPA: IJEPA_OPTIONS, SPARSEJEPA: {}, RESIDUAL: _RESIDUAL_OPTIONS}
 CURVE = "knn_curve.json"
 SCRIPT = ROOT / "examples" / "pretrain.py"
 CONFIGS = ROOT / "examples" / "configs"

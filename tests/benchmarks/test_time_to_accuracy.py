@@ -211,9 +211,9 @@ def test_the_methods_differ_in_what_their_names_say_alone(tmp_path):
     options = [runs.resolve(time_to_accuracy.Run(m, 0, o)) for m, o in time_to_accuracy.METHODS.items()]
     plain, sparse, residual = options
     changed = {name for name in {*sparse, *residual} if residual.get(name) != sparse.get(name)}
-    assert changed == {"latent_residual"} and residual["latent_residual"] is True
+    assert changed == {"latent_residual", "sparsity_weight"} and residual["latent_residual"] is True
     changed = {name for name in {*sparse, *plain} if plain.get(name) != sparse.get(name)}
-    assert changed == {"use_grouping", "sparsity_weight", "kl_weight"}
+    assert changed == {"use_grouping", "sparsity_weight", "kl_weight", "latent_residual"}
 
 
 def test_the_plot_shows_a_line_a_run(tmp_path):
