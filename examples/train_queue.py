@@ -94,18 +94,26 @@ def begin(queue: Path, folder: Path, dataset: str | None) -> dict[str, str | Non
     """Commit and data set of the queue; at the first start they are fixed, and the worktree is made."""
     begun, worktree = folder / "queue.json", folder / "worktree"
     if begun.is_file():
-        return json.loads(begun.read_text(encoding="utf-8"))
+        fixed = json.loads(begun.read_text(encoding="utf-8"))
+        # A checkout that was cloned anew, around the runs that were kept, does not know the worktree.
+        if git("-C", str(worktree), "rev-parse", "HEAD", check=False) != fixed["commit"]:
+            add_worktree(worktree, fixed["commit"])
+        return fixed
     if changed := git("status", "--porcelain", "--untracked-files=no"):
         raise SystemExit(f"Commit first, since records name the commit that ran; not committed:\n{changed}")
-    # What an earlier start left that did not come to its end.
-    shutil.rmtree(worktree, ignore_errors=True)
-    git("worktree", "add", "--force", "--force", "--detach", str(worktree), "HEAD")
+    add_worktree(worktree, "HEAD")
     fixed = {"commit": git("-C", str(worktree), "rev-parse", "HEAD"), "dataset": dataset}
     if not (worktree / queue).is_file():
         raise SystemExit(f"{queue} is not committed; the queue runs what is.")
     read_queue(worktree / queue, worktree, [], folder / "runs", fixed["dataset"])
     begun.write_text(json.dumps(fixed) + "\n", encoding="utf-8")
     return fixed
+
+
+def add_worktree(worktree: Path, commit: str) -> None:
+    """Checks the commit out into `worktree`, in place of whatever an earlier start left there."""
+    shutil.rmtree(worktree, ignore_errors=True)
+    git("worktree", "add", "--force", "--force", "--detach", str(worktree), commit)
 
 
 def work_through(queue: str, folder: Path) -> None:
@@ -168,10 +176,10 @@ def process_of(folder: Path) -> int:
     return int((folder / "lock").read_text(encoding="utf-8"))
 
 
-def git(*arguments: str) -> str:
+def git(*arguments: str, check: bool = True) -> str:
     """What git prints in this checkout."""
     command = ["git", "-C", str(ROOT), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(command, capture_output=True, text=True, check=check).stdout.strip()
 
 
 if __name__ == "__main__":

@@ -106,6 +106,8 @@ def test_a_killed_and_a_stopped_queue_go_on_to_the_bit_from_the_commit_that_it_b
     assert first[:10] in call()
     call("--stop")
     assert "Not running" in call("--status")
+    # As in a checkout that was cloned anew, with the runs kept.
+    shutil.rmtree(checkout / ".git" / "worktrees")
 
     call()
     wait(lambda: "Not running" in call("--status"))
