@@ -191,6 +191,7 @@ def watch_run(run: Any, parts: Parts) -> contextlib.ExitStack:
         (trainer, "normal", "latent noise"),
         (callbacks, "ema_update_", "EMA"),
         (callbacks, "group_lasso_step_", "proximal step"),
+        (callbacks, "hold_scales_", "proximal step"),
     ):
         watched = parts.watched(name, getattr(module, attribute))
         stack.enter_context(mock.patch.object(module, attribute, watched))

@@ -97,7 +97,7 @@ def make_step(
 ) -> Callable[[], Tensor]:
     """A bare step of ViT-Tiny changed by `model` and `varied`, on random images and masks of its grid; the forward
     pass goes through `wrapper(model)`, if one is given."""
-    options = {"image_size": _IMAGE, "patch_size": PATCH, "sparsity_weight": 1e-3, "kl_weight": 3e-4}
+    options = {"image_size": _IMAGE, "patch_size": PATCH, "sparsity_weight": 1e-3, "kl_weight": 1e-5}
     config = SparseJEPAConfig.from_preset("vit-tiny", **{**options, **model, **varied})
     torch.manual_seed(seed)
     step = BareStep(SparseJEPAForPreTraining(config).to(device))

@@ -96,7 +96,7 @@ REPEATS = {"full": 5, "short": 3, "smoke": 1}
 
 def build_config(case: Case, use_grouping: bool = True) -> SparseJEPAConfig:
     """The case's configuration: I-JEPA, or with the grouping, λ and β switched on."""
-    weights = {"sparsity_weight": 1e-3, "kl_weight": 3e-4} if use_grouping else {}
+    weights = {"sparsity_weight": 1e-3, "kl_weight": 1e-5} if use_grouping else {}
     options = {**case.config, "use_grouping": use_grouping, **weights}
     return SparseJEPAConfig.from_preset(options.pop("preset"), **options)
 

@@ -96,7 +96,8 @@ def begin(queue: Path, folder: Path, dataset: str | None) -> dict[str, str | Non
     if begun.is_file():
         fixed = json.loads(begun.read_text(encoding="utf-8"))
         # A checkout that was cloned anew, around the runs that were kept, does not know the worktree.
-        if git("-C", str(worktree), "rev-parse", "HEAD", check=False) != fixed["commit"]:
+        found = git("-C", str(worktree), "rev-parse", "--show-toplevel", "HEAD", check=False).splitlines()
+        if found != [str(worktree), fixed["commit"]]:
             add_worktree(worktree, fixed["commit"])
         return fixed
     if changed := git("status", "--porcelain", "--untracked-files=no"):

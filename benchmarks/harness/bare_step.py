@@ -51,7 +51,6 @@ class BareStep:
             weight_decay=weight_decay,
             fused=True,
         )
-        self._steps = 0
         self._targets = list(model.sparsejepa.target_encoder.parameters())
         self._sources = list(model.sparsejepa.context_encoder.parameters())
         self._autocast_weights = AutocastWeights(model.sparsejepa.target_encoder) if autocast else None
@@ -76,10 +75,9 @@ class BareStep:
         watched("EMA", self._update_target)()
         if config.use_grouping and config.sparsity_mode == "proximal":
             step = watched("proximal step", group_lasso_step_)
-            step(self.optimizer, self.optimizer.param_groups[1], config.sparsity_weight, 100, self._steps)
+            step(self.optimizer, self.optimizer.param_groups[1], config.sparsity_weight, 100)
             if config.sparsity_weight > 0:
                 hold_scales_(self.model.sparsejepa.predictor.grouping)
-        self._steps += 1
         watched("zero gradients", self.optimizer.zero_grad)()
         return loss.detach()
 

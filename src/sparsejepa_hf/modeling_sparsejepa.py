@@ -25,8 +25,8 @@ from .configuration_sparsejepa import SparseJEPAConfig
 
 
 _INDEX_TYPES = (torch.int64, torch.int32)
-# On a CPU, up to so many tokens, plain products take about the time of PyTorch's fused attention in fp32, more or less
-# by the CPU; in bf16's backward pass a tenth of it.
+# On a CPU, up to so many tokens, plain products take about as long as PyTorch's fused attention in fp32, depending on
+# the CPU. In bf16's backward pass they take a tenth of its time.
 _PLAIN_CPU_TOKENS = 128
 
 
@@ -655,13 +655,15 @@ class SparseJEPAPreTrainedModel(PreTrainedModel):
             init.trunc_normal_(weight, mean=0.0, std=self.config.initializer_range)
 
     def _init_grouping(self, grouping: SparseJEPAGrouping) -> None:
-        # Every latent begins in one group, K/G latents a group, and joins others where the loss asks for it: from a
-        # dense start the group lasso drops latents from all groups at once, and those that stay are in every group.
+        # Every latent begins in one group, about K/G latents per group, and joins others where the loss asks for it.
+        # From a dense start the group lasso drops latents from all groups at once; the rest stay in every group.
         groups, _, latents = grouping.group_weight.shape
         home = torch.arange(latents, device=grouping.group_weight.device) % groups
+        own = F.one_hot(home, groups).T[:, None]
         # So that u_g has the scale of z.
-        init.normal_(grouping.group_weight, mean=0.0, std=(groups / latents) ** 0.5)
-        init.copy_(grouping.group_weight, grouping.group_weight * F.one_hot(home, groups).T[:, None])
+        scale = own * own.sum(dim=2, keepdim=True).clamp_min(1) ** -0.5
+        init.normal_(grouping.group_weight, mean=0.0, std=1.0)
+        init.copy_(grouping.group_weight, grouping.group_weight * scale)
         for weight in (grouping.generator_in_weight, grouping.generator_out_weight):
             init.normal_(weight, mean=0.0, std=(2.0 / (weight.shape[1] + weight.shape[2])) ** 0.5)
         init.zeros_(grouping.generator_in_bias)

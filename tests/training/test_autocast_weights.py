@@ -73,6 +73,12 @@ def test_a_weight_that_changed_since_is_cast_anew_until_the_copies_are_refreshed
         torch._foreach_mul_(list(encoder.parameters()), 1.5)
     changed = step()
     kept.refresh()
+    with torch.no_grad():
+        encoder.layers[0].mlp.fc1.bias.add_(1.0)
+    assert not torch.equal(step(), changed), "a bias that changed alone"
+    with torch.no_grad():
+        encoder.layers[0].mlp.fc1.bias.sub_(1.0)
+    kept.refresh()
     assert torch.equal(step(), changed)
     kept.remove()
     assert torch.equal(step(), changed)

@@ -20,7 +20,7 @@ from sparsejepa_hf.training import (
     callbacks,
     ema_update_,
 )
-from sparsejepa_hf.training.proximal import group_lasso_step_
+from sparsejepa_hf.training.proximal import group_lasso_step_, hold_scales_
 
 
 def test_operations_counted_once_are_those_that_transformers_counts_each_time(make_trainer):
@@ -136,7 +136,8 @@ def device_step(trainer: SparseJEPATrainer, model: nn.Module, pixel_values: Tens
         optimizer.state[weight].update(state)
         (group,) = optimizer.param_groups
     if group is not None:
-        group_lasso_step_(optimizer, group, 0.1, support_steps=10, step=3)
+        group_lasso_step_(optimizer, group, 0.1, support_steps=10)
+        hold_scales_(model.sparsejepa.predictor.grouping)
 
 
 def on_device(trainer: SparseJEPATrainer, model: nn.Module, device: str) -> nn.Module:

@@ -121,7 +121,7 @@ def train(tmp_path, make_small_config):
                 "crop_padding": 2,
                 **options.get("arguments", {}),
             }
-            config = make_small_config(**options.get("config", {"sparsity_weight": 1.5})).to_dict()
+            config = make_small_config(**options.get("config", {"sparsity_weight": 0.05})).to_dict()
             known = {k: v for k, v in config.items() if k in sparsejepa_hf.SparseJEPAConfig.__annotations__}
             known.pop("model_type", None)
             jobs.append(
@@ -162,7 +162,8 @@ def test_two_processes_train_what_one_trains_with_twice_the_batch(train, assert_
     )
     weights, expected = one[0]
     zero_columns = logged(expected, "zero_columns")[-1]
-    assert 0 < zero_columns < 1, "the proximal step has work to do here"
+    # W starts with three of four columns zero.
+    assert zero_columns not in (0, 0.75, 1), "the proximal step has work to do here"
     for found, result in two:
         assert result["processes"] == 2 and expected["processes"] == 1
         assert_same_weights(found, weights, atol=1e-5)

@@ -295,7 +295,7 @@ def minimise(problem, sparsity_weight, make_optimizer, steps, batch=None, suppor
         torch.randn(problem.solution.shape, generator=torch.Generator().manual_seed(1)).double()
     )
     optimizer = make_optimizer([weight])
-    peak, average = optimizer.param_groups[0]["lr"], torch.zeros_like(problem.solution)
+    peak = optimizer.param_groups[0]["lr"]
     generator = torch.Generator().manual_seed(2)
     for step in range(steps):
         group = optimizer.param_groups[0]
@@ -303,12 +303,11 @@ def minimise(problem, sparsity_weight, make_optimizer, steps, batch=None, suppor
         rows = slice(None) if batch is None else torch.randint(len(problem.inputs), (batch,), generator=generator)
         weight.grad = problem.gradient(weight.detach(), rows)
         optimizer.step()
-        metric = optimizer_metric(optimizer, group)
-        proximal_step_(weight, rate * sparsity_weight, metric)
-        if support_steps is not None:
-            average.lerp_(weight.grad, 1.0 / min(support_steps, step + 1))
-            settle_columns_(weight, average, sparsity_weight, rate, support_steps, metric)
-    return weight.detach(), average
+        if support_steps is None:
+            proximal_step_(weight, rate * sparsity_weight, optimizer_metric(optimizer, group))
+        else:
+            group_lasso_step_(optimizer, group, sparsity_weight, support_steps)
+    return weight.detach(), optimizer.state[weight].get(AVERAGE_GRADIENT)
 
 
 def sgd(parameters):
@@ -368,6 +367,19 @@ def test_under_the_noise_of_small_batches_the_average_gradient_finds_the_support
     assert column_norms(average)[column_norms(settled) == 0].max() <= sparsity_weight
     kept = kkt_residual(settled, average, sparsity_weight)[column_norms(settled) > 0]
     assert kept.median() < 0.5 * sparsity_weight
+
+
+def test_a_gradient_that_overflowed_is_left_out_of_the_average():
+    """As a fused optimizer under fp16's loss scaling leaves the step out."""
+    weight = torch.nn.Parameter(torch.ones(1, 2, 3))
+    optimizer = torch.optim.AdamW([weight], lr=0.0)
+    for value in (2.0, math.nan, 4.0):
+        weight.grad = torch.full_like(weight, value)
+        optimizer.step()
+        group_lasso_step_(optimizer, optimizer.param_groups[0], 0.0, support_steps=1)
+        if math.isnan(value):
+            assert torch.equal(optimizer.state[weight][AVERAGE_GRADIENT], torch.full_like(weight, 2.0))
+    assert torch.equal(optimizer.state[weight][AVERAGE_GRADIENT], torch.full_like(weight, 4.0))
 
 
 def test_the_residual_is_zero_at_the_solution_and_nowhere_else():
@@ -445,10 +457,10 @@ def test_a_fresh_grouping_is_within_its_scale():
 def three_steps(weight, gradients):
     """W after three optimizer steps, each with what follows it."""
     optimizer = torch.optim.AdamW([weight], lr=0.05, weight_decay=0.0)
-    for step, gradient in enumerate(gradients):
+    for gradient in gradients:
         weight.grad = gradient
         optimizer.step()
-        group_lasso_step_(optimizer, optimizer.param_groups[0], 1.5, support_steps=2, step=step)
+        group_lasso_step_(optimizer, optimizer.param_groups[0], 1.5, support_steps=2)
     return weight.detach(), optimizer.state[weight][AVERAGE_GRADIENT]
 
 

@@ -223,6 +223,15 @@ def test_another_optimizer_is_refused_in_proximal_mode_and_allowed_without(make_
         make_trainer(config=config, optim="adafactor").train()
 
 
+def test_an_optimizer_that_hides_the_gradient_of_w_is_refused(make_trainer):
+    class WithoutGradient(TrainerCallback):
+        def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+            steps.group_weight_group(optimizer)["params"][0].grad = None
+
+    with pytest.raises(ValueError, match="no parameter group with W and its gradient.*penalty"):
+        make_trainer(callbacks=[WithoutGradient()]).train()
+
+
 def test_the_warm_up_of_lambda_and_the_optimality_of_w_are_logged(make_trainer, train_logs_of):
     trainer = make_trainer(config={"sparsity_weight": 1e-3}, max_steps=6, sparsity_warmup_steps=4)
     trainer.train()
@@ -595,7 +604,7 @@ def test_an_interrupted_run_goes_on_under_accumulation_with_workers_and_monitors
         weights_of,
         train_logs_of,
         4,
-        config={"sparsity_weight": 20.0},
+        config={"sparsity_weight": 6e-3},
         train_dataset=make_dataset(24),
         max_steps=7,
         per_device_train_batch_size=2,

@@ -152,7 +152,7 @@ def training_table(record: Record) -> str:
             f"{run['train_seconds'] / 60:.1f}",
         ]
         rows.append([run["method"], str(run["seed"]), *numbers])
-    header = ["run", "seed", "loss", "RankMe", "zero columns of W", "groups/living latent", "selectivity"]
+    header = ["run", "seed", "loss", "RankMe", "zero columns of W", "groups per living latent", "selectivity"]
     header += ["dead latents", "minutes"]
     return table(header, rows)
 

@@ -18,13 +18,13 @@ from .runs import PreTrainingFailed, Run, Runs
 
 WAITING, RUNNING, FINISHED, FAILED = "waiting", "running", "finished", "failed"
 _REQUIRED, _KNOWN = {"recipe", "seeds", "methods"}, {"recipe", "seeds", "methods", "options"}
-# Checkpoints do not make a run another one; the older of two is there when the power fails amid the newer.
+# Checkpoints do not make a run another one; the older of two is there if the power fails while the newer is written.
 _SAVING = {"save_strategy": "epoch", "save_total_limit": 2}
 # Shown of the last line of a run's log that has them: label and format.
 _SHOWN = {
     "loss": "loss {:.4g}",
     "zero_columns": "zero columns {:.1%}",
-    "groups_per_living_latent": "groups a living latent {:.1f}",
+    "groups_per_living_latent": "groups per living latent {:.1f}",
     "dead_latents": "dead latents {:.0f}",
     "rankme": "RankMe {:.1f}",
     "knn_accuracy": "kNN {:.1%}",
@@ -48,8 +48,8 @@ def read_queue(
         ValueError: if the file has another form, an unknown key or impossible options.
     """
     stages = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
-        raise ValueError(f"{path} is no list of stages; expected entries with {', '.join(sorted(_KNOWN))}.")
+    if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
+        raise ValueError(f"{path} is not a list of stages; expected entries with {', '.join(sorted(_KNOWN))}.")
     queue = []
     for stage in stages:
         if wrong := (set(stage) - _KNOWN) | (_REQUIRED - set(stage)):
@@ -67,7 +67,7 @@ def read_queue(
 
 
 def work(queue: Sequence[tuple[Runs, Run]], state: Path) -> None:
-    """Runs one after the other what is not finished, writing into `state` where each stands; a failure is passed."""
+    """Runs what is not finished, one after the other, and writes into `state` where each stands; skips what fails."""
     rows = [_row(*entry) for entry in queue]
     _write(rows, state)
     for (runs, run), row in zip(queue, rows, strict=True):

@@ -133,14 +133,14 @@ def render(record: Record) -> str:
     return "\n\n".join(parts)
 
 
-_HEADER = ["validation", "test", "kNN", "zero columns", "groups/living latent", "selectivity", "dead latents"]
-_HEADER += ["‖ḡ‖", "KKT, zero", "KKT, other", "seeds", ""]
+_HEADER = ["validation", "test", "kNN", "zero columns", "groups per living latent", "selectivity", "dead latents"]
+_HEADER += ["‖ḡ‖", "KKT, zero", "KKT, non-zero", "seeds", ""]
 
 
 def _row(p: Point, mark: str) -> list[str]:
     validation = NONE if p.validation is None else mean_and_std(p.validation, p.validation_std)
     zeros = NONE if p.zero_columns is None else f"{percent(p.zero_columns)} %"
-    numbers = [NONE if (value := getattr(p, name)) is None else f"{value:.2g}" for name in OF_W[1:]]
+    numbers = [NONE if (value := getattr(p, name)) is None else f"{value:.3g}" for name in OF_W[1:]]
     return [p.label, validation, percent(p.test), percent(p.knn), zeros, *numbers, str(p.seeds), mark]
 
 
@@ -152,7 +152,7 @@ def _mark(value: Any, best: Any, fallen: Any, p: Point, baseline: Point) -> str:
 
 
 def plot(record: Record, path: Path) -> None:
-    """Accuracy, zero columns, groups a living latent and the optimality of W, one column an option with numbers."""
+    """Accuracy, zero columns, groups per living latent and the optimality of W, one column an option with numbers."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -175,7 +175,7 @@ def plot(record: Record, path: Path) -> None:
         axes[3, column].set_xlabel(SYMBOLS.get(option, option))
         for axis in axes[:, column]:
             axis.grid(alpha=0.3)
-    labels = ("top-1, per cent", "zero columns of W,\nper cent", "groups a living\nlatent", "gradient's scale")
+    labels = ("top-1, per cent", "zero columns of W,\nper cent", "groups per\nliving latent", "gradient's scale")
     for axis, label in zip(axes[:, 0], labels, strict=True):
         axis.set_ylabel(label)
     axes[0, 0].legend(frameon=False, fontsize=8)

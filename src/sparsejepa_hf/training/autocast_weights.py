@@ -22,7 +22,7 @@ class AutocastWeights:
         self._linears = [part for part in module.modules() if type(part) is nn.Linear]
         self._weights = [weight for linear in self._linears for weight in linear.parameters()]
         self._copies = [weight.detach().to(torch.bfloat16, copy=True) for weight in self._weights]
-        self._versions: dict[nn.Linear, int] = {}
+        self._versions: dict[nn.Linear, list[tuple[int, int]]] = {}
         copies = iter(self._copies)
         for linear in self._linears:
             kept = {name: next(copies) for name, _ in linear.named_parameters()}
@@ -40,12 +40,17 @@ class AutocastWeights:
             del linear.forward
 
     def _note_versions(self) -> None:
-        self._versions = {linear: linear.weight._version for linear in self._linears}
+        self._versions = {linear: _versions(linear) for linear in self._linears}
 
     def _forward(self, linear: nn.Linear, kept: dict[str, Tensor], states: Tensor) -> Tensor:
-        if _casts_to_bf16(states.device.type) and linear.weight._version == self._versions[linear]:
+        if _casts_to_bf16(states.device.type) and _versions(linear) == self._versions[linear]:
             return F.linear(states, kept["weight"], kept.get("bias"))
         return F.linear(states, linear.weight, linear.bias)
+
+
+def _versions(linear: nn.Linear) -> list[tuple[int, int]]:
+    """Changes with every change of the weight or the bias."""
+    return [(id(parameter), parameter._version) for parameter in linear.parameters()]
 
 
 def _casts_to_bf16(device_type: str) -> bool:

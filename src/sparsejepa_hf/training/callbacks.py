@@ -138,12 +138,17 @@ class OptimizerStepCallback(TrainerCallback):
         model: SparseJEPAForPreTraining,
         optimizer: Optimizer,
     ) -> None:
-        group = group_weight_group(optimizer)
-        if group is None or group["params"][0].grad is None:
+        config, group = model.config, group_weight_group(optimizer)
+        if not config.use_grouping or config.sparsity_mode != "proximal":
             return
-        strength = 0.0
-        if model.config.sparsity_mode == "proximal":
-            strength = sparsity_weight(args, model.config.sparsity_weight, state.global_step, state.max_steps)
-        group_lasso_step_(optimizer, group, strength, args.support_steps, state.global_step)
+        if group is None or group["params"][0].grad is None:
+            if config.sparsity_weight > 0:
+                raise ValueError(
+                    "The optimizer has no parameter group with W and its gradient, as under DeepSpeed, so W would not "
+                    "become sparse. Train with DDP or FSDP2, or use sparsity_mode='penalty'."
+                )
+            return
+        strength = sparsity_weight(args, config.sparsity_weight, state.global_step, state.max_steps)
+        group_lasso_step_(optimizer, group, strength, args.support_steps)
         if strength > 0:
             hold_scales_(model.sparsejepa.predictor.grouping)

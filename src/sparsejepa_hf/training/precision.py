@@ -18,7 +18,7 @@ _NOISE = 1.1
 
 
 def product_seconds(dtype: torch.dtype) -> float:
-    """Shortest time of a small linear map on this CPU; what other processes take of it meanwhile does not count."""
+    """Shortest time of a small linear map on this CPU; time that other processes take does not count."""
     tokens, width, outputs = _PRODUCT
     states, weight = torch.ones(tokens, width, dtype=dtype), torch.ones(outputs, width, dtype=dtype)
     turns = []

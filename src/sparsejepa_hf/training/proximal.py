@@ -1,9 +1,10 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """The group lasso on W by proximal steps, in the metric of the optimizer that moves W.
 
-The minimiser of L + λΩ has W⁽ᵍ⁾_{·,j} = 0 exactly where ‖∂L/∂W⁽ᵍ⁾_{·,j}‖₂ ≤ λ (the lasso's condition). So λ is on the
-gradient's scale, whatever the learning rate and the length of the run. Two maps after each optimizer step bring W to
-that minimiser:
+At a minimiser of L + λΩ the gradient of a zero column W⁽ᵍ⁾_{·,j} has a norm of at most λ, that of any other of exactly
+λ (the lasso's conditions). So λ is on the gradient's scale, whatever the learning rate and the length of the run. The
+gradient is the one that the optimizer sees: where it is clipped, λ counts for more. Two maps after each optimizer step
+bring W to that minimiser:
 
 - [`proximal_step_`]. Adam divides the gradient by C = √v̂ + ε, so the step is taken in the
   metric C (Yun, Lozano & Yang, *Adaptive proximal gradient methods for structured neural networks*, 2021). SGD's
@@ -22,8 +23,8 @@ from ..modeling_sparsejepa import SparseJEPAGrouping
 from .ema import local_shard
 
 
-# Of W in the optimizer's state, so that it is saved and restored with it.
-AVERAGE_GRADIENT = "average_gradient"
+# Of W in the optimizer's state, so that they are saved and restored with it.
+AVERAGE_GRADIENT, AVERAGED_STEPS = "average_gradient", "averaged_steps"
 # Exact after one where a column shares its metric; others are at float32's precision after four.
 _NEWTON_STEPS = 4
 
@@ -59,9 +60,7 @@ def optimizer_metric(optimizer: Optimizer, group: dict[str, Any]) -> Tensor | No
 
 
 @torch.no_grad()
-def group_lasso_step_(
-    optimizer: Optimizer, group: dict[str, Any], sparsity_weight: float, support_steps: int, step: int
-) -> None:
+def group_lasso_step_(optimizer: Optimizer, group: dict[str, Any], sparsity_weight: float, support_steps: int) -> None:
     """What follows an optimizer step: averages W's gradient, then takes W through both maps of the group lasso.
 
     Args:
@@ -69,14 +68,17 @@ def group_lasso_step_(
         group: its parameter group that holds W alone.
         sparsity_weight: λ of this step; at 0 the gradient is averaged and W left as it is.
         support_steps: steps that the average of the gradient covers, at least 1.
-        step: optimizer steps before this one.
     """
     parameter, state = group["params"][0], optimizer.state[group["params"][0]]
     if AVERAGE_GRADIENT not in state:
         state[AVERAGE_GRADIENT] = torch.zeros_like(parameter, requires_grad=False)
-    weight, average = local_shard(parameter), local_shard(state[AVERAGE_GRADIENT])
+        state[AVERAGED_STEPS] = 0
+    weight, average, gradient = map(local_shard, (parameter, state[AVERAGE_GRADIENT], parameter.grad))
     # Until so many are seen, the plain mean of all.
-    average.lerp_(local_shard(parameter.grad), 1.0 / min(support_steps, step + 1))
+    state[AVERAGED_STEPS] = min(support_steps, state[AVERAGED_STEPS] + 1)
+    # A fused optimizer skips a step that overflowed in fp16 by itself; its gradient is passed over without asking.
+    moved = average.lerp(gradient, 1.0 / state[AVERAGED_STEPS])
+    average.copy_(torch.where(gradient.isfinite().all(), moved, average))
     if sparsity_weight == 0:
         return
     rate, metric = float(group["lr"]), optimizer_metric(optimizer, group)
@@ -127,7 +129,7 @@ def proximal_step_(group_weight: Tensor, threshold: float, metric: Tensor | None
 
 @torch.no_grad()
 def hold_scales_(grouping: SparseJEPAGrouping) -> None:
-    """Keeps the maps around W from growing in its place, which would undo its shrinkage: only W pays λ.
+    """Keeps the weights around W from growing in its place, which would undo its shrinkage, since only W pays λ.
 
     The norm of each latent's row of A, and of each generator's two matrices, is at most what Xavier's initialisation
     gives it on average: √(2·a/(a + b)) for a row of (b, a), √(2·a·b/(a + b)) for a whole (a, b).
@@ -164,9 +166,9 @@ def settle_columns_(
     """
     if sparsity_weight == 0 or learning_rate == 0:
         return
-    pull = group_weight / (steps * learning_rate)
-    pull = average_gradient - (pull if metric is None else metric * pull)
-    settled = torch.linalg.vector_norm(pull, dim=1, keepdim=True) <= sparsity_weight
+    kept = group_weight / (steps * learning_rate)
+    force = average_gradient - (kept if metric is None else metric * kept)
+    settled = torch.linalg.vector_norm(force, dim=1, keepdim=True) <= sparsity_weight
     group_weight.masked_fill_(settled, 0.0)
 
 

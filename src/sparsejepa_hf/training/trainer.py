@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import DynamoBackend
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -130,7 +131,8 @@ class SparseJEPATrainer(Trainer):
 
     def _keeps_autocast_weights(self) -> bool:
         """FSDP and DeepSpeed hold weights in pieces or cast them themselves; the compiler has casts of its own."""
-        is_plain = not (self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.torch_compile)
+        compiles = self.args.torch_compile or self.accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
+        is_plain = not (self.is_fsdp_enabled or self.is_deepspeed_enabled or compiles)
         return is_plain and self.accelerator.mixed_precision == "bf16"
 
     def _build_augmentation(self) -> BatchAugmentation | None:
