@@ -19,7 +19,7 @@ def make_record(validation=(0.20, 0.22, 0.25, 0.10), test=(0.5, 0.4, 0.3, 0.2), 
             noise = 0.01 * (seed - (seeds - 1) / 2)
             figures = {"validation_accuracy": held_out + noise, "accuracy": tested, "knn_accuracy": 0.1}
             cells.append({"benchmark": "cifar100", "method": method, "seed": seed, **figures})
-            last = {} if method == "I-JEPA" else dict.fromkeys(OF_W, 4.0) | {"zero_columns": 0.5}
+            last = {} if method == "I-JEPA" else {name: place + 0.5 for place, name in enumerate(OF_W)}
             runs.append({"method": method, "seed": seed, "last": last, "train_seconds": 1.0})
     return {
         "benchmarks": {"cifar100": {}},
@@ -29,6 +29,11 @@ def make_record(validation=(0.20, 0.22, 0.25, 0.10), test=(0.5, 0.4, 0.3, 0.2), 
         "base": {"sparsity_weight": 0.1},
         "variants": [],
     }
+
+
+def test_each_statistic_of_w_stands_in_its_own_column():
+    (row,) = [line for line in render(make_record()).splitlines() if line.startswith("| 0.1 |")]
+    assert row.split(" | ")[4:11] == ["50.0 %", "1.5", "2.5", "3.5", "4.5", "5.5", "6.5"]
 
 
 def test_a_point_is_named_by_what_differs_from_the_recipe():

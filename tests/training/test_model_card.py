@@ -13,7 +13,14 @@ from sparsejepa_hf.training.model_card import write_model_card
 
 HISTORY = [
     {"step": 10, "prediction_loss": 0.5, "rankme": 3.0, "zero_columns": 0.1},
-    {"step": 20, "prediction_loss": 0.12345, "rankme": 7.5, "zero_columns": 0.25},
+    {
+        "step": 20,
+        "prediction_loss": 0.12345,
+        "rankme": 7.5,
+        "zero_columns": 0.25,
+        "groups_per_living_latent": 2.5,
+        "dead_latents": 3.0,
+    },
     {"step": 20, "train_loss": 0.3},
 ]
 
@@ -53,6 +60,8 @@ def test_the_card_states_the_run_s_own_numbers_the_last_ones_logged(write):
     for row in ("| learning rate | 0.00045 |", "| seed | 31 |", "| optimizer steps | 20 |", "0.77 to "):
         assert row in text
     for row in ("last prediction_loss | 0.1235", "last rankme | 7.5", "last zero_columns | 0.25"):
+        assert row in text
+    for row in ("last groups_per_living_latent | 2.5", "last dead_latents | 3 |"):
         assert row in text
 
 

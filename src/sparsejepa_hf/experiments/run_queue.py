@@ -115,7 +115,7 @@ def _last_lines(log: Path) -> list[str]:
 
 
 def describe(state: Path, alive: bool) -> list[str]:
-    """A line a run: state, epochs of its last checkpoint, what it logged last, hours left; then the sum of those."""
+    """One line per run: state, epochs at its last checkpoint, what it logged last, hours left. Then the sum of hours."""
     rows = json.loads(state.read_text(encoding="utf-8"))
     found = [_trainer_state(Path(row["folder"])) for row in rows]
     paces = [_seconds_an_epoch(row, trainer) for row, trainer in zip(rows, found, strict=True)]
