@@ -115,7 +115,7 @@ def _last_lines(log: Path) -> list[str]:
 
 
 def describe(state: Path, alive: bool) -> list[str]:
-    """One line per run: state, epochs at its last checkpoint, what it logged last, hours left. Then the sum of hours."""
+    """One line per run: state, epochs at its last checkpoint, last logged values, hours left; then all hours left."""
     rows = json.loads(state.read_text(encoding="utf-8"))
     found = [_trainer_state(Path(row["folder"])) for row in rows]
     paces = [_seconds_an_epoch(row, trainer) for row, trainer in zip(rows, found, strict=True)]
