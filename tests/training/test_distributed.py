@@ -121,7 +121,7 @@ def train(tmp_path, make_small_config):
                 "crop_padding": 2,
                 **options.get("arguments", {}),
             }
-            config = make_small_config(**options.get("config", {"sparsity_weight": 0.05})).to_dict()
+            config = make_small_config(**options.get("config", {"sparsity_weight": 1e-2})).to_dict()
             known = {k: v for k, v in config.items() if k in sparsejepa_hf.SparseJEPAConfig.__annotations__}
             known.pop("model_type", None)
             jobs.append(
