@@ -116,4 +116,4 @@ def test_a_queue_compares_methods_of_one_budget_seed_by_seed(path, tmp_path):
     assert len({tuple(options[name] for name in same) for options in resolved[2:]}) == 1
     assert all(options["save_strategy"] == "epoch" for options in resolved)
     assert [options.get("use_grouping") for options in resolved[2:5]] == [False, None, None]
-    assert [options.get("latent_residual") for options in resolved[2:5]] == [None, None, True]
+    assert [options.get("latent_residual") for options in resolved[2:5]] == [False, None, True]
