@@ -23,7 +23,7 @@ class BareStep:
     Args:
         model: what is trained, on its device.
         autocast: run the forward pass in bf16.
-        learning_rate, weight_decay: of AdamW, the same for all parameters.
+        learning_rate, weight_decay: of AdamW; W takes no weight decay.
         momentum: of the target encoder.
         watched: `watched(name, call)` returns what is called in place of a part's `call`; for counting time by part.
     """
@@ -39,7 +39,7 @@ class BareStep:
     ):
         self.model = model.train()
         self._forward: Callable[..., Any] = model
-        self._autocast, self._rate, self._momentum, self._watched = autocast, learning_rate, momentum, watched
+        self._autocast, self._momentum, self._watched = autocast, momentum, watched
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         # W is last, in a group of its own; empty without a grouping.
         own = [parameter for name, parameter in model.named_parameters() if name.endswith("group_weight")]
@@ -77,7 +77,7 @@ class BareStep:
             step = watched("proximal step", group_lasso_step_)
             step(self.optimizer, self.optimizer.param_groups[1], config.sparsity_weight, 100)
             if config.sparsity_weight > 0:
-                hold_scales_(self.model.sparsejepa.predictor.grouping)
+                watched("proximal step", hold_scales_)(self.model.sparsejepa.predictor.grouping)
         watched("zero gradients", self.optimizer.zero_grad)()
         return loss.detach()
 

@@ -391,7 +391,8 @@ class SparseJEPATrainer(Trainer):
             *map(full_tensor, (grouping.generator_in_weight, grouping.generator_out_weight))
         )
         average = steps.average_gradient(self.optimizer)
-        if average is not None and config.sparsity_mode == "proximal":
+        # In penalty mode there is none.
+        if average is not None:
             metrics |= optimality_statistics(weight, full_tensor(average), strength)
         return metrics
 
