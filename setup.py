@@ -17,6 +17,7 @@ INSTALL_REQUIRES = [
     "accelerate>=1.12",
     "evaluate>=0.4.6",
     "safetensors>=0.8",
+    "scikit-learn>=1.7",
     "scipy>=1.13",
     "timm>=1.0.24",
     "tensorboard>=2.20",
@@ -24,6 +25,8 @@ INSTALL_REQUIRES = [
     "pyyaml>=6.0.2",
     "tqdm>=4.67",
 ]
+# What builds docs/.
+DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"]
 # What the benchmarks time beside this package, and what runs its exported models.
 BENCHMARK = ["lightly>=1.6", "onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.7"]
 
@@ -46,14 +49,18 @@ setup(
     extras_require={
         "dev": [
             *BENCHMARK,
+            *DOCS,
             "pytest>=8.0",
+            "pytest-xdist>=3.6",
+            "mypy>=1.18",
+            "types-PyYAML",
             "hypothesis>=6.100",
             "ruff==0.17.5",
-            "scikit-learn>=1.5",
             "matplotlib>=3.8",
         ],
         "plots": ["matplotlib>=3.8"],
         "benchmark": BENCHMARK,
+        "docs": DOCS,
     },
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerState
 
-from sparsejepa_hf.experiments.markdown import table
 from sparsejepa_hf.masking import MultiBlockMaskSampler
+from sparsejepa_hf.records import table
 from sparsejepa_hf.training import callbacks, pretraining, trainer
 from sparsejepa_hf.training.command_line import parse_options
 from sparsejepa_hf.training.monitors import KNNMonitor

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 import sparsejepa_hf
 from sparsejepa_hf import SparseJEPAConfig, SparseJEPAForPreTraining, SparseJEPAVisionModel
-from sparsejepa_hf.experiments.markdown import table
+from sparsejepa_hf.records import table
 
 from .alternatives.ijepa_loop import copy_layers
 from .harness.records import origin_line, parser, start, write

@@ -32,9 +32,9 @@ from sparsejepa_hf.data import (
     resize_to_square,
     to_rgb,
 )
-from sparsejepa_hf.experiments.markdown import NONE, table
 from sparsejepa_hf.masking import MultiBlockMaskSampler
 from sparsejepa_hf.modeling_sparsejepa import SparseJEPAForPreTraining
+from sparsejepa_hf.records import NONE, table
 from sparsejepa_hf.training import SparseJEPATrainer, SparseJEPATrainingArguments
 from sparsejepa_hf.training.trainer import AUGMENTATION_STREAM
 

@@ -29,9 +29,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sparsejepa_hf import SparseJEPAConfig
 from sparsejepa_hf.data import build_image_dataset, load_image_dataset
-from sparsejepa_hf.experiments.markdown import table
 from sparsejepa_hf.masking import MultiBlockMaskSampler
 from sparsejepa_hf.modeling_sparsejepa import SparseJEPAForPreTraining
+from sparsejepa_hf.records import table
 from sparsejepa_hf.training.command_line import DataArguments
 
 from .harness.bare_step import BareStep

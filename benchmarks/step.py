@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sparsejepa_hf import MultiBlockMaskSampler, SparseJEPAConfig, SparseJEPAForPreTraining
-from sparsejepa_hf.experiments.markdown import NONE, table
+from sparsejepa_hf.records import NONE, table
 
 from .alternatives.ijepa_loop import StraightforwardLoop
 from .alternatives.lightly_ijepa import LightlyLoop

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sparsejepa_hf.experiments.markdown import NONE, render_into, table
+from sparsejepa_hf.records import NONE, render_into, table
 
 from . import input as input_pipeline
 from . import step

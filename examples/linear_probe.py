@@ -16,10 +16,10 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
-from sparsejepa_hf.evaluation import find_benchmark, load_encoder, provenance
-from sparsejepa_hf.experiments import Cells, write_record
+from sparsejepa_hf.evaluation import find_benchmark, load_encoder
+from sparsejepa_hf.experiments import Cells
 from sparsejepa_hf.experiments.command_line import add_probe_flags, probe_settings
-from sparsejepa_hf.experiments.markdown import percent, table
+from sparsejepa_hf.records import percent, provenance, table, write_record
 
 
 SHOWN = {

@@ -13,10 +13,10 @@ that are not listed here go to every pre-training run.
 from pathlib import Path
 
 from sparsejepa_hf.evaluation import find_benchmark
-from sparsejepa_hf.experiments import IJEPA, IJEPA_OPTIONS, SPARSEJEPA, read_record, reproduce, write_record
+from sparsejepa_hf.experiments import IJEPA, IJEPA_OPTIONS, SPARSEJEPA, read_record, reproduce
 from sparsejepa_hf.experiments.command_line import make_cells, make_parser, make_runs, parse, parse_changes
-from sparsejepa_hf.experiments.markdown import render_into
 from sparsejepa_hf.experiments.paper_table import plot, render
+from sparsejepa_hf.records import render_into, write_record
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ to every pre-training run.
 from pathlib import Path
 from typing import Any
 
-from sparsejepa_hf.experiments import IJEPA, IJEPA_OPTIONS, SPARSEJEPA, Run, read_record, reproduce, write_record
+from sparsejepa_hf.experiments import IJEPA, IJEPA_OPTIONS, SPARSEJEPA, Run, read_record, reproduce
 from sparsejepa_hf.experiments.command_line import (
     make_cells,
     make_parser,
@@ -23,8 +23,8 @@ from sparsejepa_hf.experiments.command_line import (
     parse_changes,
     parse_value,
 )
-from sparsejepa_hf.experiments.markdown import render_into
 from sparsejepa_hf.experiments.sparsity_sweep import plot, point_name, render
+from sparsejepa_hf.records import render_into, write_record
 
 
 DEFAULT_AXES = [["sparsity_weight", "0", "1e-4", "3e-4", "1e-3", "3e-3", "1e-2"], ["num_groups", "4", "8"]]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from sparsejepa_hf.evaluation import provenance
+from sparsejepa_hf.records import provenance
 
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ import pytest
 from benchmarks import summary
 from benchmarks.harness import records
 from sparsejepa_hf.experiments import paper_table, read_record, sparsity_sweep
-from sparsejepa_hf.experiments.markdown import render_into
+from sparsejepa_hf.records import render_into
 
 
 ROOT = Path(__file__).parents[2]

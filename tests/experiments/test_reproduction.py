@@ -23,10 +23,10 @@ from sparsejepa_hf.experiments import (
     cells,
     read_record,
     reproduce,
-    write_record,
 )
 from sparsejepa_hf.experiments.paper_table import render
 from sparsejepa_hf.experiments.reproduction import RAW_PIXELS, UNTRAINED
+from sparsejepa_hf.records import write_record
 
 
 PRETRAIN = Path(__file__).parents[2] / "examples" / "pretrain.py"

@@ -20,7 +20,7 @@ from transformers import BertConfig, EvalPrediction, TrainerCallback, TrainingAr
 
 import sparsejepa_hf
 from sparsejepa_hf import SparseJEPAForImageClassification, SparseJEPAForPreTraining, SparseJEPAVisionModel
-from sparsejepa_hf.evaluation import provenance
+from sparsejepa_hf.records import provenance
 from sparsejepa_hf.training import finetuning
 from sparsejepa_hf.training.command_line import parse_options
 from sparsejepa_hf.training.finetuning import (

@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor, Trainer, TrainingArguments
 
 from sparsejepa_hf import SparseJEPAForImageClassification
 from sparsejepa_hf.data import normalize_images, resize_to_square, to_rgb
-from sparsejepa_hf.evaluation import provenance
+from sparsejepa_hf.records import provenance
 from sparsejepa_hf.training.command_line import parse_options
 from sparsejepa_hf.training.monitors import NonFiniteLossError
 from sparsejepa_hf.training.pretraining import OPTION_TYPES, pretrain

@@ -21,7 +21,6 @@ from .knn import KNNGridResult, knn_accuracy, knn_grid, knn_predict
 from .linear_probe import LinearProbeResult, LowShotResult, linear_probe, low_shot_probe
 from .metrics import METRICS, alpha_req, feature_sparsity, load_metric, metric_path
 from .probe_grid import GridProbeResult, linear_probe_grid
-from .provenance import provenance
 from .rankme import feature_std, rankme
 from .regression_probe import CountProbeResult, RegressionProbeResult, count_probe, regression_probe
 from .splits import duplicate_rows, exclude_duplicates, image_hashes, low_shot_indices, validation_mask
@@ -67,7 +66,6 @@ __all__ = [
     "paired_accuracy",
     "paired_difference",
     "pixel_features",
-    "provenance",
     "rankme",
     "regression_probe",
     "summarize",

@@ -2,7 +2,7 @@
 """Experiments of many runs: the paper's table, sweeps, and how they are rendered."""
 
 from .cells import Cells, ProbeSettings
-from .reproduction import read_record, reproduce, write_record
+from .reproduction import read_record, reproduce
 from .runs import IJEPA, IJEPA_OPTIONS, SPARSEJEPA, PreTrainingFailed, Run, RunRecord, Runs
 
 
@@ -18,5 +18,4 @@ __all__ = [
     "Runs",
     "read_record",
     "reproduce",
-    "write_record",
 ]

@@ -34,12 +34,12 @@ from ..evaluation import (
     linear_probe_grid,
     load_benchmark,
     low_shot_probe,
-    provenance,
     rankme,
 )
 from ..evaluation.encoders import PIXELS
 from ..evaluation.knn import DEFAULT_KS, DEFAULT_TEMPERATURES
 from ..evaluation.probe_grid import DEFAULT_LEARNING_RATES, DEFAULT_WEIGHT_DECAYS
+from ..records import provenance
 
 
 logger = logging.get_logger(__name__)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.comparison import PairedDifference, paired_difference, summarize, transfer_gain, verdict
-from .markdown import NONE, mean_and_std, percent, table
+from ..records import NONE, mean_and_std, percent, table
 from .runs import IJEPA
 
 

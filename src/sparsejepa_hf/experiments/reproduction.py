@@ -14,8 +14,9 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..evaluation import Benchmark, VisionEncoder, find_benchmark, load_encoder, provenance
+from ..evaluation import Benchmark, VisionEncoder, find_benchmark, load_encoder
 from ..evaluation.encoders import PIXELS
+from ..records import provenance
 from .cells import Cells
 from .runs import IJEPA, PreTrainingFailed, Run, RunRecord, Runs
 
@@ -85,13 +86,6 @@ def reproduce(
 def wanted_keys(runs: Iterable[Run]) -> list[tuple[str, int]]:
     """(method, seed) of every run."""
     return [(run.method, run.seed) for run in runs]
-
-
-def write_record(record: Mapping[str, Any], path: str | Path) -> None:
-    """Writes a results file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_record(path: str | Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.comparison import summarize
-from .markdown import NONE, mean_and_std, percent, table
+from ..records import NONE, mean_and_std, percent, table
 from .paper_table import Record, values_by_seed
 from .runs import IJEPA, SPARSEJEPA
 

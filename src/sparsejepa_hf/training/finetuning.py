@@ -26,10 +26,10 @@ from transformers.utils import logging
 from ..configuration_sparsejepa import SparseJEPAConfig
 from ..counter_rng import stream_keys
 from ..data import BatchAugmentation, ImageDataset, collate_images, load_image_dataset, normalize_images
-from ..evaluation import provenance
 from ..evaluation.metrics.classification import class_balanced_accuracy, top_k_accuracies
 from ..evaluation.splits import validation_mask
 from ..modeling_sparsejepa import SparseJEPAForImageClassification
+from ..records import provenance
 from .checkpoints import last_complete_checkpoint
 from .monitors import NonFiniteLossError
 from .pretraining import refuse_other_checkpoints, resolved_options, square_side

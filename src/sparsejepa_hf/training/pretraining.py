@@ -15,9 +15,10 @@ from transformers.utils import logging
 
 from ..configuration_sparsejepa import SparseJEPAConfig
 from ..data import SYNTHETIC_SCENES, build_image_dataset, build_scenes, load_image_dataset
-from ..evaluation import extract_features, knn_accuracy, linear_probe, provenance
+from ..evaluation import extract_features, knn_accuracy, linear_probe
 from ..evaluation.features import small_pixel_features
 from ..modeling_sparsejepa import SparseJEPAForPreTraining
+from ..records import provenance
 from .arguments import SparseJEPATrainingArguments
 from .command_line import DataArguments, ModelArguments
 from .monitors import comparison_device, full_float32, labelled_images

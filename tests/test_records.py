@@ -3,7 +3,7 @@
 
 import pytest
 
-from sparsejepa_hf.experiments.markdown import mean_and_std, percent, render_into, table
+from sparsejepa_hf.records import mean_and_std, percent, render_into, table
 
 
 def test_a_table_has_a_line_for_the_header_the_rule_and_every_row():
