@@ -1,9 +1,9 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """Probe one frozen checkpoint on one or several data sets: linear probe, kNN, few labels, label-free diagnostics.
 
-    python examples/linear_probe.py runs/demo --benchmarks cifar100=data/cifar100
-    python examples/linear_probe.py facebook/ijepa_vith14_1k --benchmarks cifar10 --feature_kinds last/mean last4/mean
-    accelerate launch examples/linear_probe.py timm/vit_tiny_patch16_224 --benchmarks mine=/data/folder-of-classes
+    python examples/linear_probe.py runs/demo --tasks cifar100=data/cifar100
+    python examples/linear_probe.py facebook/ijepa_vith14_1k --tasks cifar10 --feature_kinds last/mean last4/mean
+    accelerate launch examples/linear_probe.py timm/vit_tiny_patch16_224 --tasks mine=/data/folder-of-classes
 
 The checkpoint may be one of this package, any transformers vision model, `timm/NAME`, or `pixels`. Under Accelerate
 all processes extract features. Features and finished probes are kept in --output_dir.
@@ -16,8 +16,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
-from sparsejepa_hf.evaluation import find_benchmark, load_encoder
-from sparsejepa_hf.experiments import Cells
+from sparsejepa_hf.evaluation import Evaluator, find_task, load_encoder
 from sparsejepa_hf.experiments.command_line import add_probe_flags, probe_settings
 from sparsejepa_hf.records import percent, provenance, table, write_record
 
@@ -45,23 +44,24 @@ def main() -> None:
     # The main process probes while the others wait.
     patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
     accelerator = Accelerator(cpu=own.probe_device in (None, "cpu"), kwargs_handlers=[patience])
-    cells = Cells(own.output_dir, probe_settings(own), accelerator=accelerator)
+    evaluator = Evaluator(own.output_dir, probe_settings(own), accelerator=accelerator)
     origin = provenance()
-    benchmarks = {benchmark.name: benchmark for benchmark in map(find_benchmark, own.benchmarks)}
-    if len(benchmarks) < len(own.benchmarks):
-        raise ValueError(f"Two of the data sets have one name: {own.benchmarks}; expected each name once.")
+    tasks = {task.name: task for task in map(find_task, own.tasks)}
+    if len(tasks) < len(own.tasks):
+        raise ValueError(f"Two of the data sets have one name: {own.tasks}; expected each name once.")
     options = {"encoder": own.encoder, "untrained": own.untrained, "seed": own.seed, "image_size": own.image_size}
     options |= {"device": own.probe_device, "trust_remote_code": own.trust_remote_code}
     found = {
-        name: cells.measure(lambda: load_encoder(own.checkpoint, **options), benchmark)
-        for name, benchmark in benchmarks.items()
+        name: evaluator.evaluate(lambda: load_encoder(own.checkpoint, **options), task) for name, task in tasks.items()
     }
     if not accelerator.is_main_process:
         return
     for name, figures in found.items():
         report(name, figures)
     results = Path(own.results or Path(own.output_dir) / "linear_probe.json")
-    write_record({**origin, "checkpoint": own.checkpoint, "settings": vars(cells.settings), "results": found}, results)
+    write_record(
+        {**origin, "checkpoint": own.checkpoint, "settings": vars(evaluator.settings), "results": found}, results
+    )
     print(f"\nWritten to {results}")
     if failed := [name for name, figures in found.items() if "failed" in figures]:
         raise SystemExit(f"Not probed: {', '.join(failed)}")
@@ -73,7 +73,7 @@ def parse() -> argparse.Namespace:
         allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkpoint", help="folder, Hub name, timm/NAME or pixels")
-    parser.add_argument("--benchmarks", nargs="+", required=True, help="NAME, NAME=PATH or NAME:count=PATH")
+    parser.add_argument("--tasks", nargs="+", required=True, help="NAME, NAME=PATH or NAME:count=PATH")
     parser.add_argument("--encoder", choices=("target", "context"), default="target", help="of this package's models")
     parser.add_argument("--untrained", action="store_true", help="the same architecture with fresh weights")
     parser.add_argument("--seed", type=int, default=0, help="of the fresh weights")

@@ -1,7 +1,7 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """Sweep λ, G and β, one at a time around a recipe: accuracy and group sparsity, where it peaks and where it falls.
 
-    python examples/sweep_sparsity.py examples/configs/cifar100-cpu.yaml --benchmark cifar100 --seeds 0 --jobs 2 \
+    python examples/sweep_sparsity.py examples/configs/cifar100-cpu.yaml --task cifar100 --seeds 0 --jobs 2 \
         --axis sparsity_weight 0 1e-4 3e-4 1e-3 3e-3 1e-2 --axis num_groups 4 8 24 --axis kl_weight 0 1e-5 1e-4 \
         --variant 'latent_position=encoder latent_residual=true'
     python examples/sweep_sparsity.py --render results/sweep_sparsity.json --into README.md
@@ -16,7 +16,7 @@ from typing import Any
 
 from sparsejepa_hf.experiments import IJEPA, IJEPA_OPTIONS, SPARSEJEPA, Run, read_record, reproduce
 from sparsejepa_hf.experiments.command_line import (
-    make_cells,
+    make_evaluator,
     make_parser,
     make_runs,
     parse,
@@ -34,7 +34,7 @@ DEFAULT_AXES += [["kl_weight", "0", "1e-5", "1e-4"]]
 def main() -> None:
     """Measures unless told to render only, then renders beside the results file."""
     parser = make_parser(__doc__, "results/sweep_sparsity.json")
-    parser.add_argument("--benchmark", default="cifar100", help="NAME, NAME=PATH or NAME:count=PATH")
+    parser.add_argument("--task", default="cifar100", help="NAME, NAME=PATH or NAME:count=PATH")
     parser.add_argument("--axis", action="append", nargs="+", metavar="OPTION VALUE", help="an option and its values")
     parser.add_argument(
         "--variant", action="append", default=[], metavar="'option=value ...'", help="a point of its own"
@@ -63,7 +63,7 @@ def measure(own: Any, options: dict[str, Any]) -> dict[str, Any]:
     points = [{name: value} for name, values in axes.items() for value in values if value != base[name]]
     variants = [parse_changes(text) for text in own.variant]
     methods = {IJEPA: IJEPA_OPTIONS, SPARSEJEPA: {}} | {point_name(point): point for point in [*points, *variants]}
-    record = reproduce(runs, methods, own.seeds, [own.benchmark], make_cells(own, low_shot=()), baselines=False)
+    record = reproduce(runs, methods, own.seeds, [own.task], make_evaluator(own, low_shot=()), baselines=False)
     return {**record, "axes": axes, "base": base, "variants": [point_name(variant) for variant in variants]}
 
 

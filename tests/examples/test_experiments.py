@@ -35,7 +35,7 @@ def recipe(image_folder, tmp_path, make_recipe):
 
 def test_the_paper_s_table_is_made_rendered_and_taken_up_again(call, recipe, tmp_path):
     (tmp_path / "page.md").write_text("# Page\n<!-- results/table.json -->\n<!-- end -->\n")
-    flags = [recipe, "--benchmarks", "mine=images", "--seeds", 0, 1, "--probe_epochs", 2]
+    flags = [recipe, "--tasks", "mine=images", "--seeds", 0, 1, "--probe_epochs", 2]
     flags += ["--low_shot", 0.5, "--results", "results/table.json", "--into", "page.md", "--max_steps", 1]
     printed = call("reproduce_paper.py", *flags)
     record = json.loads((tmp_path / "results" / "table.json").read_text())
@@ -52,7 +52,7 @@ def test_the_paper_s_table_is_made_rendered_and_taken_up_again(call, recipe, tmp
 
 
 def test_a_sweep_goes_on_when_a_point_fails(call, recipe, tmp_path):
-    flags = [recipe, "--benchmark", "mine=images", "--seeds", 0, "--probe", "logistic"]
+    flags = [recipe, "--task", "mine=images", "--seeds", 0, "--probe", "logistic"]
     flags += ["--axis", "sparsity_weight", 0, 0.1, 1, "--variant", "train_split=nowhere"]
     printed = call("sweep_sparsity.py", *flags, "--results", "sweep.json")
     record = json.loads((tmp_path / "sweep.json").read_text())
@@ -65,12 +65,12 @@ def test_a_sweep_goes_on_when_a_point_fails(call, recipe, tmp_path):
 
 
 def test_one_checkpoint_is_probed_and_a_missing_data_set_is_an_error_at_the_end(call, recipe, tmp_path):
-    printed = call("linear_probe.py", "pixels", "--benchmarks", "mine=images", "--low_shot", 0.5)
+    printed = call("linear_probe.py", "pixels", "--tasks", "mine=images", "--low_shot", 0.5)
     assert "linear" in printed and "RankMe" in printed
     results = json.loads((tmp_path / "runs" / "linear_probe" / "linear_probe.json").read_text())
     assert results["results"]["mine"]["accuracy"] == 1
     with pytest.raises(SystemExit, match="Not probed: gone"):
-        call("linear_probe.py", "pixels", "--benchmarks", "mine=images", "gone=nowhere", "--low_shot", 0.5)
+        call("linear_probe.py", "pixels", "--tasks", "mine=images", "gone=nowhere", "--low_shot", 0.5)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +85,6 @@ def test_one_checkpoint_is_probed_and_a_missing_data_set_is_an_error_at_the_end(
 )
 def test_impossible_sweeps_are_refused_before_anything_runs(call, recipe, tmp_path, flags, message, capsys):
     with pytest.raises((ValueError, SystemExit)) as error:
-        call("sweep_sparsity.py", *flags, "--benchmark", "mine=images")
+        call("sweep_sparsity.py", *flags, "--task", "mine=images")
     assert message in str(error.value) + capsys.readouterr().err
     assert not list(tmp_path.glob("runs/*/runs/*"))

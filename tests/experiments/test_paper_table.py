@@ -17,9 +17,7 @@ from sparsejepa_hf.experiments.paper_table import (
 
 def make_record(gain=0.02, spread=0.001):
     """Two data sets, three seeds; SparseJEPA is better by `gain` on cifar100 and worse by it on mine."""
-    cells = [
-        {"benchmark": name, "method": "raw pixels", "seed": None, "accuracy": 0.1} for name in ("cifar100", "mine")
-    ]
+    cells = [{"task": name, "method": "raw pixels", "seed": None, "accuracy": 0.1} for name in ("cifar100", "mine")]
     for seed in range(3):
         noise = spread * (seed - 1)
         for name, sign in (("cifar100", 1), ("mine", -1)):
@@ -29,7 +27,7 @@ def make_record(gain=0.02, spread=0.001):
                 "SparseJEPA": 0.2 + 0.01 * seed + sign * gain + noise,
             }
             cells += [
-                {"benchmark": name, "method": method, "seed": seed, "accuracy": value, "knn_accuracy": value / 2}
+                {"task": name, "method": method, "seed": seed, "accuracy": value, "knn_accuracy": value / 2}
                 for method, value in values.items()
             ]
     last = {"prediction_loss": 0.08, "rankme": 38.0}
@@ -40,13 +38,13 @@ def make_record(gain=0.02, spread=0.001):
     ]
     return {
         "methods": ["raw pixels", "untrained", "I-JEPA", "SparseJEPA"],
-        "benchmarks": {
+        "tasks": {
             "cifar100": {"num_train": 50_000, "num_test": 9_990, "num_excluded": 10},
             "mine": {"num_train": 100, "num_test": 50, "stands_for": "inat2018", "caveat": "Small."},
         },
         "settings": {"low_shot": [0.05], "probe": "logistic", "feature_kinds": ["last/mean"]},
         "runs": runs,
-        "cells": cells,
+        "evaluations": cells,
         "in_domain": "cifar100",
         "out_of_domain": ["mine"],
     }
@@ -87,7 +85,7 @@ def test_a_gain_within_the_seeds_spread_is_no_difference():
 
 def test_a_seed_that_failed_leaves_the_others_and_is_reported():
     record = make_record()
-    record["cells"][-1] = {"benchmark": "mine", "method": "SparseJEPA", "seed": 2, "failed": "ValueError: no labels"}
+    record["evaluations"][-1] = {"task": "mine", "method": "SparseJEPA", "seed": 2, "failed": "ValueError: no labels"}
     record["runs"][-1] = {"method": "SparseJEPA", "seed": 2, "failed": "exit status 1"}
     assert row_of(accuracy_table(record), "SparseJEPA")[2].endswith("(1 failed)")
     assert difference(record, "mine", "SparseJEPA").n == 2
@@ -100,8 +98,8 @@ def test_a_seed_that_failed_leaves_the_others_and_is_reported():
 
 def test_few_labels_are_shown_or_said_to_be_too_few():
     record = make_record()
-    record["cells"][1] |= {"low_shot_0.05": 0.07}
-    record["cells"][2] |= {"low_shot_0.05_failed": "leaves no validation sample"}
+    record["evaluations"][1] |= {"low_shot_0.05": 0.07}
+    record["evaluations"][2] |= {"low_shot_0.05_failed": "leaves no validation sample"}
     text = render(record)
     assert "on 5 % of the labels" in text
     assert "- `cifar100`, low shot 0.05 (untrained, seed 0): leaves no validation sample" in text
@@ -109,16 +107,16 @@ def test_few_labels_are_shown_or_said_to_be_too_few():
 
 def test_what_fails_alike_on_a_data_set_takes_one_line():
     record = make_record()
-    record["cells"] = [
-        {k: c[k] for k in ("benchmark", "method", "seed")} | {"failed": "gone"} if c["benchmark"] == "mine" else c
-        for c in record["cells"]
+    record["evaluations"] = [
+        {k: c[k] for k in ("task", "method", "seed")} | {"failed": "gone"} if c["task"] == "mine" else c
+        for c in record["evaluations"]
     ]
     assert failures(record) == ["- `mine` (10 encoders): gone"]
 
 
 def test_a_method_with_no_finished_seed_is_not_measured():
     record = make_record()
-    record["cells"] = [c for c in record["cells"] if (c["method"], c["benchmark"]) != ("SparseJEPA", "mine")]
+    record["evaluations"] = [c for c in record["evaluations"] if (c["method"], c["task"]) != ("SparseJEPA", "mine")]
     assert "not measured" in verdict_table(record).splitlines()[3]
 
 

@@ -12,15 +12,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from sparsejepa_hf.evaluation import find_benchmark, load_encoder
+from sparsejepa_hf.evaluation import Evaluator, ProbeSettings, evaluator, find_task, load_encoder
 from sparsejepa_hf.experiments import (
     IJEPA,
     IJEPA_OPTIONS,
     SPARSEJEPA,
-    Cells,
-    ProbeSettings,
     Runs,
-    cells,
     read_record,
     reproduce,
 )
@@ -60,13 +57,13 @@ def table(images, tmp_path_factory, runs_in_process, make_recipe):
     arguments = (runs, METHODS, [3], [f"mine={images}", "nothing=/no/such/folder"])
 
     def measure():
-        return reproduce(*arguments, Cells(folder, SETTINGS, progress=False), progress=False)
+        return reproduce(*arguments, Evaluator(folder, SETTINGS, progress=False), progress=False)
 
     return measure(), measure, folder
 
 
-def cell(record, method, benchmark="mine"):
-    (found,) = [c for c in record["cells"] if (c["method"], c["benchmark"]) == (method, benchmark)]
+def cell(record, method, task="mine"):
+    (found,) = [c for c in record["evaluations"] if (c["method"], c["task"]) == (method, task)]
     return found
 
 
@@ -81,7 +78,7 @@ def test_every_row_stands_beside_its_baselines(table):
 
 def test_test_images_that_also_occur_in_train_are_left_out(table):
     record = table[0]
-    assert record["benchmarks"]["mine"]["num_excluded"] == 3
+    assert record["tasks"]["mine"]["num_excluded"] == 3
     assert cell(record, IJEPA)["num_test"] == 33
 
 
@@ -109,22 +106,24 @@ def test_nothing_is_done_twice(table, monkeypatch):
         raise AssertionError("measured again")
 
     monkeypatch.setattr(Runs, "_start", refuse)
-    monkeypatch.setattr(Cells, "_probe", refuse)
+    monkeypatch.setattr(Evaluator, "_probe", refuse)
     again = measure()
-    assert again["cells"] == record["cells"] and again["runs"] == record["runs"]
+    assert again["evaluations"] == record["evaluations"] and again["runs"] == record["runs"]
 
 
 def test_a_cell_that_fails_says_why_and_is_tried_again(table, monkeypatch):
     record, measure, folder = table
-    monkeypatch.setattr(cells, "knn_grid", lambda *args, **kwargs: 1 / 0)
-    for path in (folder / "cells").glob("*.json"):
+    monkeypatch.setattr(evaluator, "knn_grid", lambda *args, **kwargs: 1 / 0)
+    for path in (folder / "evaluations").glob("*.json"):
         path.unlink()
     failed = measure()
     assert cell(failed, SPARSEJEPA)["failed"].startswith("ZeroDivisionError")
-    assert len(list((folder / "cells").glob("*.safetensors"))) == 3, "the grids of three encoders go on from here"
+    assert len(list((folder / "evaluations").glob("*.safetensors"))) == 3, (
+        "the grids of three encoders go on from here"
+    )
     monkeypatch.undo()
     again = cell(measure(), SPARSEJEPA)
-    assert not list((folder / "cells").glob("*.safetensors"))
+    assert not list((folder / "evaluations").glob("*.safetensors"))
     for name, value in cell(record, SPARSEJEPA).items():
         assert name in ("seconds",) or again[name] == value
 
@@ -133,16 +132,16 @@ def test_single_kind_probes_take_the_first_kind_of_the_settings_whatever_was_ext
     record, _, folder = table
     encoder = load_encoder(next((folder / "runs").glob("sparsejepa*")))
     swapped = replace(SETTINGS, feature_kinds=SETTINGS.feature_kinds[::-1], probe="logistic", low_shot=())
-    benchmark = find_benchmark(f"mine={images}")
-    cached = Cells(folder, swapped, progress=False).measure(lambda: encoder, benchmark)
-    fresh = Cells(tmp_path, swapped, progress=False).measure(lambda: encoder, benchmark)
+    task = find_task(f"mine={images}")
+    cached = Evaluator(folder, swapped, progress=False).evaluate(lambda: encoder, task)
+    fresh = Evaluator(tmp_path, swapped, progress=False).evaluate(lambda: encoder, task)
     assert {k: v for k, v in cached.items() if k != "seconds"} == {k: v for k, v in fresh.items() if k != "seconds"}
     assert cached["rankme"] != cell(record, SPARSEJEPA)["rankme"]
 
 
 def test_duplicates_are_looked_for_in_all_of_train_whatever_part_is_probed(table, images, tmp_path):
-    part = Cells(tmp_path, replace(SETTINGS, max_train_examples=12), progress=False)
-    assert part.describe(find_benchmark(f"mine={images}"))["num_excluded"] == 3
+    part = Evaluator(tmp_path, replace(SETTINGS, max_train_examples=12), progress=False)
+    assert part.describe(find_task(f"mine={images}"))["num_excluded"] == 3
 
 
 def test_a_damaged_checkpoint_fails_its_cell_alone(table, images, tmp_path):
@@ -150,13 +149,13 @@ def test_a_damaged_checkpoint_fails_its_cell_alone(table, images, tmp_path):
     shutil.copytree(next((folder / "runs").glob("sparsejepa*")), tmp_path / "damaged")
     weights = tmp_path / "damaged" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    small = Cells(tmp_path, SETTINGS, progress=False)
-    assert "failed" in small.measure(lambda: load_encoder(tmp_path / "damaged"), find_benchmark(f"mine={images}"))
+    small = Evaluator(tmp_path, SETTINGS, progress=False)
+    assert "failed" in small.evaluate(lambda: load_encoder(tmp_path / "damaged"), find_task(f"mine={images}"))
 
 
 def test_a_record_is_read_as_it_was_written_and_names_no_folder(table, tmp_path):
     record, _, folder = table
-    kept = {**record, "cells": [c for c in record["cells"] if c["benchmark"] == "mine"]}
+    kept = {**record, "evaluations": [c for c in record["evaluations"] if c["task"] == "mine"]}
     write_record(kept, tmp_path / "results" / "table.json")
     text = (tmp_path / "results" / "table.json").read_text()
     assert str(folder) not in text
@@ -164,17 +163,17 @@ def test_a_record_is_read_as_it_was_written_and_names_no_folder(table, tmp_path)
     with pytest.raises(ValueError, match="no results file"):
         read_record(tmp_path / "none.json")
     (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(ValueError, match="no runs and cells"):
+    with pytest.raises(ValueError, match="no runs and evaluations"):
         read_record(tmp_path / "other.json")
 
 
 @pytest.mark.parametrize(
-    "given", [{"methods": {}}, {"seeds": [0, 0]}, {"benchmarks": []}, {"benchmarks": ["mine=/a", "mine=/b"]}]
+    "given", [{"methods": {}}, {"seeds": [0, 0]}, {"tasks": []}, {"tasks": ["mine=/a", "mine=/b"]}]
 )
 def test_an_empty_table_is_refused(table, given):
-    arguments = {"methods": METHODS, "seeds": [0], "benchmarks": ["cifar100"]} | given
+    arguments = {"methods": METHODS, "seeds": [0], "tasks": ["cifar100"]} | given
     with pytest.raises(ValueError, match="expected at least one"):
-        reproduce(None, cells=Cells("nowhere", SETTINGS), **arguments)
+        reproduce(None, evaluator=Evaluator("nowhere", SETTINGS), **arguments)
 
 
 @pytest.mark.parametrize("given", [{"probe": "svm"}, {"feature_kinds": ()}, {"low_shot": (1.5,)}])
@@ -184,7 +183,7 @@ def test_impossible_settings_are_refused(given):
 
 
 def test_counts_are_scored_by_exact_matches_and_errors(images, tmp_path):
-    small = Cells(tmp_path, SETTINGS, progress=False)
-    found = small.measure(lambda: load_encoder("pixels"), find_benchmark(f"mine:count={images}"))
+    small = Evaluator(tmp_path, SETTINGS, progress=False)
+    found = small.evaluate(lambda: load_encoder("pixels"), find_task(f"mine:count={images}"))
     assert {"accuracy", "rounded_accuracy", "r2", "mae"} <= found.keys()
     assert found["accuracy"] == 1 and found["mae"] < 0.5

@@ -18,12 +18,12 @@ def make_record(validation=(0.20, 0.22, 0.25, 0.10), test=(0.5, 0.4, 0.3, 0.2), 
         for seed in range(seeds):
             noise = 0.01 * (seed - (seeds - 1) / 2)
             figures = {"validation_accuracy": held_out + noise, "accuracy": tested, "knn_accuracy": 0.1}
-            cells.append({"benchmark": "cifar100", "method": method, "seed": seed, **figures})
+            cells.append({"task": "cifar100", "method": method, "seed": seed, **figures})
             last = {} if method == "I-JEPA" else {name: place + 0.5 for place, name in enumerate(OF_W)}
             runs.append({"method": method, "seed": seed, "last": last, "train_seconds": 1.0})
     return {
-        "benchmarks": {"cifar100": {}},
-        "cells": cells,
+        "tasks": {"cifar100": {}},
+        "evaluations": cells,
         "runs": runs,
         "axes": {"sparsity_weight": LAMBDAS},
         "base": {"sparsity_weight": 0.1},
@@ -93,7 +93,7 @@ def test_variants_are_ranked_beside_the_recipe():
     name = point_name({"latent_position": "encoder"})
     for seed in range(2):
         figures = {"validation_accuracy": 0.3, "accuracy": 0.3, "knn_accuracy": 0.1}
-        record["cells"].append({"benchmark": "cifar100", "method": name, "seed": seed, **figures})
+        record["evaluations"].append({"task": "cifar100", "method": name, "seed": seed, **figures})
     record["variants"] = [name]
     text = render(record)
     assert text.index("latent_position = encoder") < text.index("as the recipe has it")
@@ -102,8 +102,8 @@ def test_variants_are_ranked_beside_the_recipe():
 def test_a_point_that_failed_is_shown_as_not_measured():
     record = make_record()
     name = point_name({"sparsity_weight": 0})
-    record["cells"] = [c | {"failed": "x"} if c["method"] == name else c for c in record["cells"]]
-    for cell in record["cells"]:
+    record["evaluations"] = [c | {"failed": "x"} if c["method"] == name else c for c in record["evaluations"]]
+    for cell in record["evaluations"]:
         if "failed" in cell:
             del cell["validation_accuracy"], cell["accuracy"], cell["knn_accuracy"]
     assert axis_points(record, "sparsity_weight")[0].validation is None

@@ -13,8 +13,8 @@ from .comparison import (
     transfer_gain,
     verdict,
 )
-from .datasets import BENCHMARKS, Benchmark, find_benchmark, load_benchmark
 from .encoders import VisionEncoder, load_encoder
+from .evaluator import Evaluator, ProbeSettings
 from .feature_store import FeatureSet, extract_feature_set
 from .features import extract_features, pixel_features
 from .knn import KNNGridResult, knn_accuracy, knn_grid, knn_predict
@@ -24,13 +24,14 @@ from .probe_grid import GridProbeResult, linear_probe_grid
 from .rankme import feature_std, rankme
 from .regression_probe import CountProbeResult, RegressionProbeResult, count_probe, regression_probe
 from .splits import duplicate_rows, exclude_duplicates, image_hashes, low_shot_indices, validation_mask
+from .tasks import TASKS, Task, find_task, load_task
 
 
 __all__ = [
-    "BENCHMARKS",
     "METRICS",
-    "Benchmark",
+    "TASKS",
     "CountProbeResult",
+    "Evaluator",
     "FeatureSet",
     "GridProbeResult",
     "KNNGridResult",
@@ -38,8 +39,10 @@ __all__ = [
     "LowShotResult",
     "PairedAccuracy",
     "PairedDifference",
+    "ProbeSettings",
     "RegressionProbeResult",
     "Summary",
+    "Task",
     "TransferGain",
     "VisionEncoder",
     "alpha_req",
@@ -50,16 +53,16 @@ __all__ = [
     "extract_features",
     "feature_sparsity",
     "feature_std",
-    "find_benchmark",
+    "find_task",
     "image_hashes",
     "knn_accuracy",
     "knn_grid",
     "knn_predict",
     "linear_probe",
     "linear_probe_grid",
-    "load_benchmark",
     "load_encoder",
     "load_metric",
+    "load_task",
     "low_shot_indices",
     "low_shot_probe",
     "metric_path",

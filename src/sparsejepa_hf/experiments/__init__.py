@@ -1,7 +1,6 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """Experiments of many runs: the paper's table, sweeps, and how they are rendered."""
 
-from .cells import Cells, ProbeSettings
 from .reproduction import read_record, reproduce
 from .runs import IJEPA, IJEPA_OPTIONS, SPARSEJEPA, PreTrainingFailed, Run, RunRecord, Runs
 
@@ -10,9 +9,7 @@ __all__ = [
     "IJEPA",
     "IJEPA_OPTIONS",
     "SPARSEJEPA",
-    "Cells",
     "PreTrainingFailed",
-    "ProbeSettings",
     "Run",
     "RunRecord",
     "Runs",

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from .cells import Cells, ProbeSettings
+from ..evaluation import Evaluator, ProbeSettings
 from .runs import Runs
 
 
@@ -22,7 +22,7 @@ def make_parser(description: str, results: str) -> argparse.ArgumentParser:
     parser.add_argument("recipe", nargs="?", help="YAML of a SparseJEPA run, as examples/pretrain.py takes it")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of pre-training")
     runs = parser.add_argument_group("runs")
-    runs.add_argument("--output_dir", required=False, help="folder of runs, features and finished cells")
+    runs.add_argument("--output_dir", required=False, help="folder of runs, features and finished evaluations")
     runs.add_argument("--jobs", type=int, default=1, help="runs at a time")
     runs.add_argument("--threads", type=int, default=None, help="CPU threads of each run; default: torch's")
     runs.add_argument("--launcher", default=sys.executable, help='starts a run, such as "accelerate launch"')
@@ -119,9 +119,9 @@ def make_runs(own: Any, options: dict[str, Any], pretrain: Path) -> Runs:
     return Runs(own.recipe, [*shlex.split(own.launcher), str(pretrain)], folder, options, own.jobs, own.threads)
 
 
-def make_cells(own: Any, low_shot: Sequence[float] | None = None) -> Cells:
+def make_evaluator(own: Any, low_shot: Sequence[float] | None = None) -> Evaluator:
     """Probes with the settings of the flags."""
-    return Cells(own.output_dir, probe_settings(own, low_shot))
+    return Evaluator(own.output_dir, probe_settings(own, low_shot))
 
 
 def probe_settings(own: Any, low_shot: Sequence[float] | None = None) -> ProbeSettings:

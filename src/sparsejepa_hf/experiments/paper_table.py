@@ -1,8 +1,8 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """The paper's table of linear probes, rendered from a results file: Markdown and a plot, nothing flattered.
 
-A results file holds `methods` (the order of the rows; the first trained one is the baseline), `benchmarks`, `runs` and
-`cells`; see [`experiments.reproduction`].
+A results file holds `methods` (the order of the rows; the first trained one is the baseline), `tasks`, `runs` and
+`evaluations`; see [`experiments.reproduction`].
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ ACCURACY = "linear probe, top-1 (counts: exact match)"
 
 
 def headings(record: Record) -> dict[str, str]:
-    """What is shown of a cell, and its heading."""
+    """What is shown of an evaluation, and its heading."""
     shown = {"accuracy": ACCURACY, "knn_accuracy": "kNN, top-1"}
     for fraction in record["settings"]["low_shot"]:
         shown[f"low_shot_{fraction:g}"] = f"linear probe on {100 * fraction:g} % of the labels, top-1"
@@ -34,18 +34,18 @@ def headings(record: Record) -> dict[str, str]:
     return shown
 
 
-def values_by_seed(record: Record, benchmark: str, method: str, metric: str = "accuracy") -> dict[int, float]:
-    """A metric of the finished cells of one row and column, by seed; -1 stands for "no seed" (raw pixels)."""
+def values_by_seed(record: Record, task: str, method: str, metric: str = "accuracy") -> dict[int, float]:
+    """A metric of the finished evaluations of one row and column, by seed; -1 stands for "no seed" (raw pixels)."""
     return {
-        -1 if cell["seed"] is None else cell["seed"]: cell[metric]
-        for cell in record["cells"]
-        if cell["benchmark"] == benchmark and cell["method"] == method and cell.get(metric) is not None
+        -1 if entry["seed"] is None else entry["seed"]: entry[metric]
+        for entry in record["evaluations"]
+        if entry["task"] == task and entry["method"] == method and entry.get(metric) is not None
     }
 
 
-def difference(record: Record, benchmark: str, method: str, metric: str = "accuracy") -> PairedDifference | None:
+def difference(record: Record, task: str, method: str, metric: str = "accuracy") -> PairedDifference | None:
     """`method` minus I-JEPA over the seeds that both have; None if there is none."""
-    baseline, values = (values_by_seed(record, benchmark, name, metric) for name in (IJEPA, method))
+    baseline, values = (values_by_seed(record, task, name, metric) for name in (IJEPA, method))
     shared = sorted(set(baseline) & set(values))
     if not shared:
         return None
@@ -60,7 +60,7 @@ def sparse_methods(record: Record) -> list[str]:
 
 def accuracy_table(record: Record, metric: str = "accuracy") -> str:
     """Methods against data sets, mean ± standard deviation over seeds in per cent, with the paper's rows."""
-    names = list(record["benchmarks"])
+    names = list(record["tasks"])
     rows = [[method, *(_cell(record, name, method, metric) for name in names)] for method in record["methods"]]
     if metric == "accuracy":
         for row, published in PAPER.items():
@@ -68,10 +68,10 @@ def accuracy_table(record: Record, metric: str = "accuracy") -> str:
     return table(["features", *names], rows)
 
 
-def _cell(record: Record, benchmark: str, method: str, metric: str) -> str:
-    values = values_by_seed(record, benchmark, method, metric)
+def _cell(record: Record, task: str, method: str, metric: str) -> str:
+    values = values_by_seed(record, task, method, metric)
     failed = sum(
-        "failed" in cell for cell in record["cells"] if (cell["benchmark"], cell["method"]) == (benchmark, method)
+        "failed" in entry for entry in record["evaluations"] if (entry["task"], entry["method"]) == (task, method)
     )
     shown = NONE
     if values:
@@ -84,7 +84,7 @@ def verdict_table(record: Record, metric: str = "accuracy") -> str:
     """Whether each SparseJEPA is better than I-JEPA, by how much, and whether that exceeds the seeds' spread."""
     rows = []
     for method in sparse_methods(record):
-        for name in record["benchmarks"]:
+        for name in record["tasks"]:
             found = difference(record, name, method, metric)
             if found is None:
                 rows.append([method, name, NONE, NONE, "not measured"])
@@ -110,7 +110,7 @@ def transfer_sentences(record: Record) -> list[str]:
 def caveats(record: Record) -> list[str]:
     """What a data set is not, one line each, and what was left out of it."""
     lines = []
-    for name, about in record["benchmarks"].items():
+    for name, about in record["tasks"].items():
         stands = f", in place of {about['stands_for']}" if about.get("stands_for") else ""
         sizes = f"{about['num_train']:,} training and {about['num_test']:,} test images"
         duplicates = about.get("num_excluded")
@@ -121,18 +121,18 @@ def caveats(record: Record) -> list[str]:
 
 
 def failures(record: Record) -> list[str]:
-    """Runs and cells that failed, and why; one line for all that failed alike on a data set."""
+    """Runs and evaluations that failed, and why; one line for all that failed alike on a data set."""
     lines = [f"- {run['method']}, seed {run['seed']}: {run['failed']}" for run in record["runs"] if "failed" in run]
     alike: dict[tuple[str, str, str], list[str]] = {}
-    for cell in record["cells"]:
-        who = cell["method"] + ("" if cell["seed"] is None else f", seed {cell['seed']}")
-        for key in sorted(cell):
+    for entry in record["evaluations"]:
+        who = entry["method"] + ("" if entry["seed"] is None else f", seed {entry['seed']}")
+        for key in sorted(entry):
             if key == "failed" or key.endswith("_failed"):
                 part = key.removesuffix("failed").replace("_", " ").strip()
-                alike.setdefault((cell["benchmark"], part, cell[key]), []).append(who)
-    for (benchmark, part, why), who in alike.items():
+                alike.setdefault((entry["task"], part, entry[key]), []).append(who)
+    for (task, part, why), who in alike.items():
         names = "; ".join(who) if len(who) <= 3 else f"{len(who)} encoders"
-        lines.append(f"- `{benchmark}`{f', {part}' if part else ''} ({names}): {why}")
+        lines.append(f"- `{task}`{f', {part}' if part else ''} ({names}): {why}")
     return lines
 
 
@@ -172,7 +172,7 @@ def render(record: Record) -> str:
     if sentences := transfer_sentences(record):
         parts.append("\n".join(f"- {sentence}" for sentence in sentences))
     for metric, heading in headings(record).items():
-        if metric != "accuracy" and any(cell.get(metric) is not None for cell in record["cells"]):
+        if metric != "accuracy" and any(entry.get(metric) is not None for entry in record["evaluations"]):
             parts += [f"**{_capital(heading)}**, per cent", accuracy_table(record, metric)]
             parts += [verdict_table(record, metric)] if metric == "knn_accuracy" else []
     parts += ["**How the runs ended**", training_table(record), "\n".join(caveats(record))]
@@ -188,7 +188,7 @@ def plot(record: Record, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    names, methods = list(record["benchmarks"]), record["methods"]
+    names, methods = list(record["tasks"]), record["methods"]
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     size = (3.9 * columns, 0.9 + (0.75 + 0.33 * len(methods)) * rows)
@@ -215,7 +215,7 @@ def _panel(axis: Any, record: Record, name: str, methods: Sequence[str]) -> None
         if name in published:
             axis.axvline(published[name], color="0.3", linestyle=style, linewidth=1, label=label)
             axis.legend(frameon=False, fontsize=7, loc="upper left")
-    about = record["benchmarks"][name]
+    about = record["tasks"][name]
     axis.set_title(
         name if not about.get("stands_for") else f"{name} (stands in for {about['stands_for']})", fontsize=9
     )

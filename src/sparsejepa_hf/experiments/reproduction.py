@@ -2,8 +2,8 @@
 """Pre-trains every method with the same seeds and budget, probes all of them on every data set, and writes it down.
 
 A results file holds, beside provenance and settings: `methods` (names, in the order of the table's rows), `seeds`,
-`benchmarks` (name -> sizes, task, what it stands in for), `runs` (options, versions, commit, time and last logs of
-every run) and `cells` (method, seed, benchmark and figures). A run or cell that failed holds `failed`, the reason.
+`tasks` (name -> sizes, task, what it stands in for), `runs` (options, versions, commit, time and last logs of
+every run) and `evaluations` (method, seed, task and figures). What failed holds `failed`, the reason.
 """
 
 import json
@@ -14,10 +14,9 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..evaluation import Benchmark, VisionEncoder, find_benchmark, load_encoder
+from ..evaluation import Evaluator, Task, VisionEncoder, find_task, load_encoder
 from ..evaluation.encoders import PIXELS
 from ..records import provenance
-from .cells import Cells
 from .runs import IJEPA, PreTrainingFailed, Run, RunRecord, Runs
 
 
@@ -32,8 +31,8 @@ def reproduce(
     runs: Runs,
     methods: Mapping[str, Mapping[str, Any]],
     seeds: Sequence[int],
-    benchmarks: Sequence[str],
-    cells: Cells,
+    tasks: Sequence[str],
+    evaluator: Evaluator,
     *,
     baselines: bool = True,
     progress: bool = True,
@@ -44,42 +43,42 @@ def reproduce(
         runs: the recipe, and where its runs lie.
         methods: name -> options over the recipe; `I-JEPA` is what the others are measured against.
         seeds: of pre-training, the same for every method.
-        benchmarks: `NAME`, `NAME=PATH` or `NAME:count=PATH`, as [`find_benchmark`] takes them.
-        cells: probes, with their settings and folder.
+        tasks: `NAME`, `NAME=PATH` or `NAME:count=PATH`, as [`find_task`] takes them.
+        evaluator: probes, with their settings and folder.
         baselines: also raw pixels and, for every seed, the untrained encoder.
         progress: show progress bars.
 
     Raises:
         ValueError: if there is no method, seed or data set, one is given twice, or an option is impossible.
     """
-    found = [find_benchmark(spec) for spec in benchmarks]
-    _check(methods, seeds, [benchmark.name for benchmark in found])
+    found = [find_task(spec) for spec in tasks]
+    _check(methods, seeds, [task.name for task in found])
     origin = provenance()
     wanted = [Run(method, seed, options) for seed in seeds for method, options in methods.items()]
     with tqdm(total=len(wanted), desc="Pre-training", unit="run", disable=not progress) as bar:
         records = runs.make(wanted, on_finish=lambda run: bar.update())
     _warn_of_differences(records)
     trained = dict(zip(wanted_keys(wanted), records, strict=True))
-    sources = [*_encoders(trained, cells.settings.device, baselines)]
+    sources = [*_encoders(trained, evaluator.settings.device, baselines)]
     measured = []
-    with tqdm(total=len(sources) * len(found), desc="Probing", unit="cell", disable=not progress) as bar:
-        for benchmark in found:
+    with tqdm(total=len(sources) * len(found), desc="Probing", unit="encoder", disable=not progress) as bar:
+        for task in found:
             for method, seed, make_encoder in sources:
-                figures = cells.measure(make_encoder, benchmark)
+                figures = evaluator.evaluate(make_encoder, task)
                 kept = {key: value for key, value in figures.items() if key not in _NOT_WRITTEN}
-                # A cell of an earlier call may be another commit's.
+                # An evaluation of an earlier call may be another commit's.
                 kept |= {"commit": figures["provenance"]["commit"]} if "provenance" in figures else {}
-                measured.append({"benchmark": benchmark.name, "method": method, "seed": seed, **kept})
+                measured.append({"task": task.name, "method": method, "seed": seed, **kept})
                 bar.update()
     return {
         **origin,
         "recipe": runs.recipe.name,
-        "settings": vars(cells.settings).copy(),
+        "settings": vars(evaluator.settings).copy(),
         "seeds": list(seeds),
         "methods": [*((RAW_PIXELS, UNTRAINED) if baselines else ()), *methods],
-        "benchmarks": {benchmark.name: _about(cells, benchmark) for benchmark in found},
+        "tasks": {task.name: _about(evaluator, task) for task in found},
         "runs": [_run_entry(run, record) for run, record in zip(wanted, records, strict=True)],
-        "cells": measured,
+        "evaluations": measured,
     }
 
 
@@ -92,19 +91,19 @@ def read_record(path: str | Path) -> dict[str, Any]:
     """Reads a results file.
 
     Raises:
-        ValueError: if there is none, or it holds no cells.
+        ValueError: if there is none, or it holds no evaluations.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"There is no results file {path}; expected one that this script wrote.")
     record = json.loads(path.read_text(encoding="utf-8"))
-    if "cells" not in record or "runs" not in record:
-        raise ValueError(f"{path} holds no runs and cells; expected a results file of the table or of a sweep.")
+    if "evaluations" not in record or "runs" not in record:
+        raise ValueError(f"{path} holds no runs and evaluations; expected a results file of the table or of a sweep.")
     return record
 
 
-def _check(methods: Mapping[str, Any], seeds: Sequence[int], benchmarks: Sequence[str]) -> None:
-    for name, given in (("methods", methods), ("seeds", seeds), ("benchmarks", benchmarks)):
+def _check(methods: Mapping[str, Any], seeds: Sequence[int], tasks: Sequence[str]) -> None:
+    for name, given in (("methods", methods), ("seeds", seeds), ("tasks", tasks)):
         if not given or len(set(given)) < len(given):
             raise ValueError(f"{name} is {list(given)}; expected at least one, and each once.")
 
@@ -146,8 +145,8 @@ def _loader(
     return load
 
 
-def _about(cells: Cells, benchmark: Benchmark) -> dict[str, Any]:
-    return {**cells.describe(benchmark), "citation": benchmark.citation}
+def _about(evaluator: Evaluator, task: Task) -> dict[str, Any]:
+    return {**evaluator.describe(task), "citation": task.citation}
 
 
 def _run_entry(run: Run, record: RunRecord | PreTrainingFailed) -> dict[str, Any]:

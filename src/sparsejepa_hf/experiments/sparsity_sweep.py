@@ -57,11 +57,11 @@ class Point:
 
 def point(record: Record, method: str, label: str | None = None) -> Point:
     """The result of all seeds of a method on the sweep's data set."""
-    benchmark = next(iter(record["benchmarks"]))
+    task = next(iter(record["tasks"]))
     means: dict[str, float | None] = {}
     std, seeds = None, 0
     for metric in ("validation_accuracy", "accuracy", "knn_accuracy"):
-        values = values_by_seed(record, benchmark, method, metric)
+        values = values_by_seed(record, task, method, metric)
         means[metric] = summarize(values).mean if values else None
         if metric == "validation_accuracy" and values:
             std, seeds = summarize(values).std, len(values)

@@ -10,12 +10,12 @@ from sparsejepa_hf.evaluation.metrics.classification import count_errors
 _DESCRIPTION = """
 Errors of predicted numbers of objects: the share of counts that are exactly right once rounded, the mean absolute
 error, and R2, the share of the variance of the counts that the predictions explain. Counting objects in CLEVR images
-is a task of the VTAB benchmark (Zhai et al., 2019, arXiv 1910.04867), where exact matches are reported.
+is a task of the VTAB task (Zhai et al., 2019, arXiv 1910.04867), where exact matches are reported.
 """
 
 _CITATION = """
 @article{zhai2019largescale,
-  title={A Large-scale Study of Representation Learning with the Visual Task Adaptation Benchmark},
+  title={A Large-scale Study of Representation Learning with the Visual Kind Adaptation Task},
   author={Zhai, Xiaohua and Puigcerver, Joan and Kolesnikov, Alexander and Ruyssen, Pierre and Riquelme, Carlos and
     Lucic, Mario and Djolonga, Josip and Pinto, Andre Susano and Neumann, Maxim and Dosovitskiy, Alexey and others},
   journal={arXiv preprint arXiv:1910.04867},

@@ -1,5 +1,5 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
-"""Benchmarks by name: nothing is reported under a name that it is not, and labels mean what they say."""
+"""Tasks by name: nothing is reported under a name that it is not, and labels mean what they say."""
 
 import io
 import json
@@ -14,8 +14,8 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 from PIL import Image
 
-from sparsejepa_hf.evaluation import datasets as benchmarks
-from sparsejepa_hf.evaluation.datasets import BENCHMARKS, Benchmark, find_benchmark, load_benchmark
+from sparsejepa_hf.evaluation import tasks
+from sparsejepa_hf.evaluation.tasks import TASKS, Task, find_task, load_task
 
 
 REAL = {
@@ -45,71 +45,71 @@ def _write(folder: Path, split: str, labels, feature=None, column: str = "label"
 
 @pytest.fixture
 def load(tmp_path) -> Callable[..., Dataset]:
-    """`load_benchmark` with a cache of the test's own."""
-    return lambda spec, split, **options: load_benchmark(spec, split, cache_dir=tmp_path / "cache", **options)
+    """`load_task` with a cache of the test's own."""
+    return lambda spec, split, **options: load_task(spec, split, cache_dir=tmp_path / "cache", **options)
 
 
 @pytest.fixture
-def tiny(monkeypatch) -> Callable[..., Benchmark]:
-    """Registers tiny benchmarks beside the real ones."""
+def tiny(monkeypatch) -> Callable[..., Task]:
+    """Registers tiny tasks beside the real ones."""
 
-    def register(**changes) -> Benchmark:
-        benchmark = replace(Benchmark("tiny", 6, 3, 3, "classification", 2, "nobody"), **changes)
-        monkeypatch.setattr(benchmarks, "BENCHMARKS", {**benchmarks.BENCHMARKS, benchmark.name: benchmark})
-        return benchmark
+    def register(**changes) -> Task:
+        task = replace(Task("tiny", 6, 3, 3, "classification", 2, "nobody"), **changes)
+        monkeypatch.setattr(tasks, "TASKS", {**tasks.TASKS, task.name: task})
+        return task
 
     return register
 
 
 class TestRegistry:
     def test_every_stand_in_says_what_it_is_not(self):
-        for benchmark in BENCHMARKS.values():
-            assert (benchmark.stands_for is None) == (benchmark.caveat is None)
-            if benchmark.stands_for:
-                original = BENCHMARKS[benchmark.stands_for]
-                assert original.task == benchmark.task and benchmark.paper_name is None
-                assert " not " in benchmark.caveat and benchmark.caveat.endswith(".")
+        for task in TASKS.values():
+            assert (task.stands_for is None) == (task.caveat is None)
+            if task.stands_for:
+                original = TASKS[task.stands_for]
+                assert original.kind == task.kind and task.paper_name is None
+                assert " not " in task.caveat and task.caveat.endswith(".")
 
     def test_the_columns_of_the_paper_are_the_full_data_sets(self):
-        assert {name for name, benchmark in BENCHMARKS.items() if benchmark.paper_name} == PAPER
-        assert all(BENCHMARKS[name].stands_for is None for name in PAPER)
+        assert {name for name, task in TASKS.items() if task.paper_name} == PAPER
+        assert all(TASKS[name].stands_for is None for name in PAPER)
 
     def test_names_are_keys_and_every_entry_is_complete(self):
-        for name, benchmark in BENCHMARKS.items():
-            assert benchmark.name == name and benchmark.is_registered and benchmark.source is None
-            assert benchmark.num_train > benchmark.num_test > 0 and benchmark.num_classes > 1
-            assert benchmark.citation and benchmark.verified
-            assert benchmark.hub_id or f"{name}=FOLDER" in benchmark.notes
-            assert json.loads(json.dumps(benchmark.to_dict())) == benchmark.to_dict()
+        for name, task in TASKS.items():
+            assert task.name == name and task.is_registered and task.source is None
+            assert task.num_train > task.num_test > 0 and task.num_classes > 1
+            assert task.citation and task.verified
+            assert task.hub_id or f"{name}=FOLDER" in task.notes
+            assert json.loads(json.dumps(task.to_dict())) == task.to_dict()
 
     def test_no_two_train_splits_look_alike(self):
-        shapes = [(b.num_train, b.num_classes, b.task) for b in BENCHMARKS.values()]
+        shapes = [(b.num_train, b.num_classes, b.kind) for b in TASKS.values()]
         assert len(set(shapes)) == len(shapes)
 
 
 class TestSpecs:
     def test_a_source_replaces_the_hub(self):
-        assert find_benchmark("cifar100") is BENCHMARKS["cifar100"]
-        assert find_benchmark("cifar100=/data/x=y") == replace(BENCHMARKS["cifar100"], source="/data/x=y")
+        assert find_task("cifar100") is TASKS["cifar100"]
+        assert find_task("cifar100=/data/x=y") == replace(TASKS["cifar100"], source="/data/x=y")
 
     def test_own_names_have_a_task(self):
-        own = find_benchmark("mine=/data/mine")
-        assert (own.name, own.task, own.source, own.is_registered) == ("mine", "classification", "/data/mine", False)
-        assert find_benchmark("mine:count=/data/mine").task == "count"
+        own = find_task("mine=/data/mine")
+        assert (own.name, own.kind, own.source, own.is_registered) == ("mine", "classification", "/data/mine", False)
+        assert find_task("mine:count=/data/mine").kind == "count"
 
     @pytest.mark.parametrize("spec", ["", "=x", "cifar100=", "a b=/x", "mine:size=/x", "/data/cifar100"])
     def test_other_forms_are_refused(self, spec):
         with pytest.raises(ValueError, match="expected NAME"):
-            find_benchmark(spec)
+            find_task(spec)
 
     def test_unknown_names_list_the_known(self):
         with pytest.raises(ValueError, match="no data set named 'cifar101'.*cifar100"):
-            find_benchmark("cifar101")
+            find_task("cifar101")
 
     def test_the_task_of_a_registered_name_is_fixed(self):
-        assert find_benchmark("clevr_count:count=/x").source == "/x"
-        with pytest.raises(ValueError, match="the task of cifar10 is classification"):
-            find_benchmark("cifar10:count=/x")
+        assert find_task("clevr_count:count=/x").source == "/x"
+        with pytest.raises(ValueError, match="the kind of cifar10 is classification"):
+            find_task("cifar10:count=/x")
 
 
 class TestRegisteredNames:
@@ -169,14 +169,14 @@ class TestRegisteredNames:
 
 class TestCounts:
     def test_classes_that_count_from_zero_become_counts(self, tmp_path, load, tiny):
-        tiny(task="count", lowest_label=3)
+        tiny(kind="count", lowest_label=3)
         _write(tmp_path / "d", "train", [0, 1, 2, 0, 1, 2], column="cls")
         _write(tmp_path / "d", "test", [2, 1, 0], column="cls")
         assert load(f"tiny={tmp_path / 'd'}", "train")["label"][:] == [3, 4, 5, 3, 4, 5]
         assert load(f"tiny={tmp_path / 'd'}", "test")["label"][:] == [5, 4, 3]
 
     def test_counts_stay_counts(self, tmp_path, load, tiny):
-        tiny(task="count", lowest_label=3)
+        tiny(kind="count", lowest_label=3)
         _write(tmp_path / "d", "train", [3, 4, 5, 3, 4, 5], Value("uint8"), column="count")
         dataset = load(f"tiny={tmp_path / 'd'}", "train")
         assert dataset["label"][:] == [3, 4, 5, 3, 4, 5] and dataset.features["label"] == Value("int64")
@@ -198,7 +198,7 @@ class TestCounts:
             load(f"mine:count={tmp_path / 'd'}", "train")
 
     def test_counts_out_of_range_are_refused(self, tmp_path, load, tiny):
-        tiny(task="count", lowest_label=3)
+        tiny(kind="count", lowest_label=3)
         _write(tmp_path / "d", "train", [3, 4, 9, 3, 4, 9])
         with pytest.raises(ValueError, match="2 of 6 labels of the train split.*the first is 9.*from 3 to 5"):
             load(f"tiny={tmp_path / 'd'}", "train")
@@ -271,7 +271,7 @@ class TestOwnData:
         features = Features({"image": datasets.Image(), "label": Value("int64")})
         empty = Dataset.from_dict({"image": [], "label": []}, features=features)
         for found in (no_data, lambda *_, **__: empty):
-            monkeypatch.setattr(benchmarks, "load_image_dataset", found)
+            monkeypatch.setattr(tasks, "load_image_dataset", found)
             with pytest.raises(ValueError, match="mine: the train split is empty; expected at least one image"):
                 load("mine=/data/mine", "train")
 
@@ -292,13 +292,13 @@ class TestOwnData:
 class TestRealFiles:
     @pytest.mark.parametrize("name", ["clevr_count_64", "flowers64", "nlvr_count", "cifar10_subset", "miniplaces32"])
     def test_stand_ins_are_what_the_registry_says(self, load, data_dir, name):
-        benchmark = BENCHMARKS[name]
-        for split, rows in (("train", benchmark.num_train), ("test", benchmark.num_test)):
+        task = TASKS[name]
+        for split, rows in (("train", task.num_train), ("test", task.num_test)):
             dataset = load(f"{name}={data_dir / REAL[name]}", split)
             labels = np.unique(dataset.select_columns("label")[:]["label"])
-            assert len(dataset) == rows and len(labels) == benchmark.num_classes
-            assert labels[0] == benchmark.lowest_label and labels[-1] == labels[0] + len(labels) - 1
-            assert dataset[0]["image"].size == (benchmark.image_size,) * 2
+            assert len(dataset) == rows and len(labels) == task.num_classes
+            assert labels[0] == task.lowest_label and labels[-1] == labels[0] + len(labels) - 1
+            assert dataset[0]["image"].size == (task.image_size,) * 2
 
     def test_cifar100_has_fine_labels(self, load, data_dir):
         test = load(f"cifar100={data_dir / 'cifar100'}", "test")

@@ -1,5 +1,5 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
-"""One cell of a table: frozen features of one encoder, probed on one data set; a finished cell is kept as a file."""
+"""Frozen features of one encoder, probed on one task; what is finished is kept as a file."""
 
 import hashlib
 import json
@@ -19,27 +19,17 @@ from torch import Tensor
 from transformers.utils import logging
 
 from ..data.images import UndecodableImageError, to_rgb
-from ..evaluation import (
-    Benchmark,
-    FeatureSet,
-    VisionEncoder,
-    alpha_req,
-    count_probe,
-    duplicate_rows,
-    extract_feature_set,
-    feature_sparsity,
-    image_hashes,
-    knn_grid,
-    linear_probe,
-    linear_probe_grid,
-    load_benchmark,
-    low_shot_probe,
-    rankme,
-)
-from ..evaluation.encoders import PIXELS
-from ..evaluation.knn import DEFAULT_KS, DEFAULT_TEMPERATURES
-from ..evaluation.probe_grid import DEFAULT_LEARNING_RATES, DEFAULT_WEIGHT_DECAYS
 from ..records import provenance
+from .encoders import PIXELS, VisionEncoder
+from .feature_store import FeatureSet, extract_feature_set
+from .knn import DEFAULT_KS, DEFAULT_TEMPERATURES, knn_grid
+from .linear_probe import linear_probe, low_shot_probe
+from .metrics import alpha_req, feature_sparsity
+from .probe_grid import DEFAULT_LEARNING_RATES, DEFAULT_WEIGHT_DECAYS, linear_probe_grid
+from .rankme import rankme
+from .regression_probe import count_probe
+from .splits import duplicate_rows, image_hashes
+from .tasks import Task, load_task
 
 
 logger = logging.get_logger(__name__)
@@ -48,13 +38,13 @@ logger = logging.get_logger(__name__)
 _WEIGHT_DECAYS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 _MAX_ITERATIONS = 100
 _LOW_SHOT_SUBSETS = 3
-# Part of every cell's key: raise it when a probe changes what it gives.
+# Part of every evaluation's key: raise it when a probe changes what it gives.
 _FORMAT = 2
 
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """How every cell is probed; the same for all encoders.
+    """How every encoder is probed; the same for all encoders.
 
     Counts are probed by logistic regression (and ridge regression) whatever `probe` says, and so are raw pixels, whose
     thousands of dimensions a grid of SGD would take hours for. Low-shot probes are for classes only.
@@ -96,12 +86,12 @@ class ProbeSettings:
             raise ValueError(f"low_shot is {self.low_shot}; expected shares above 0 and below 1.")
 
 
-class Cells:
+class Evaluator:
     """Probes encoders on data sets.
 
     Args:
-        folder: keeps features and finished cells; an interrupted table goes on from there.
-        settings: of all cells.
+        folder: keeps features and finished evaluations; an interrupted table goes on from there.
+        settings: of all evaluations.
         progress: show progress bars.
         accelerator: extracts features on all its processes; the main one alone probes.
     """
@@ -119,22 +109,22 @@ class Cells:
         self._load = lru_cache(maxsize=4)(self._load_split)
         self._duplicates = lru_cache(maxsize=None)(self._find_duplicates)
 
-    def measure(self, make_encoder: Callable[[], VisionEncoder], benchmark: Benchmark) -> dict[str, Any]:
-        """A cell's figures, or `{"failed": why}`; nothing, `{}`, in a process that is not the main one."""
+    def evaluate(self, make_encoder: Callable[[], VisionEncoder], task: Task) -> dict[str, Any]:
+        """One encoder's figures on one task, or `{"failed": why}`; `{}` in all processes but the main one."""
         try:
             encoder = make_encoder()
-            train, test = (self._features(encoder, benchmark, split) for split in ("train", "test"))
+            train, test = (self._features(encoder, task, split) for split in ("train", "test"))
             if self._accelerator is not None and not self._accelerator.is_main_process:
                 return {}
-            path = self.folder / "cells" / f"{self._key(train, test, benchmark)}.json"
+            path = self.folder / "evaluations" / f"{self._key(train, test, task)}.json"
             if path.is_file():
                 return json.loads(path.read_text(encoding="utf-8"))
             path.parent.mkdir(parents=True, exist_ok=True)
             unfinished = path.with_suffix(".safetensors")
-            figures = self._probe(train, test, benchmark, encoder, unfinished)
+            figures = self._probe(train, test, task, encoder, unfinished)
         except Exception as error:
-            # Whatever it is, the other cells go on; the record and the table say why this one is missing.
-            logger.warning(f"The cell of {benchmark.name} failed: {error}", exc_info=logger.isEnabledFor(10))
+            # Whatever it is, the other evaluations go on; the record and the table say why this one is missing.
+            logger.warning(f"{task.name} could not be evaluated: {error}", exc_info=logger.isEnabledFor(10))
             return {"failed": f"{type(error).__name__}: {error}"}
         partial = path.with_suffix(f".{os.getpid()}.partial")
         partial.write_text(json.dumps(figures), encoding="utf-8")
@@ -142,24 +132,24 @@ class Cells:
         unfinished.unlink(missing_ok=True)
         return figures
 
-    def describe(self, benchmark: Benchmark) -> dict[str, Any]:
+    def describe(self, task: Task) -> dict[str, Any]:
         """What a results file says of a data set."""
-        about = {"task": benchmark.task, "stands_for": benchmark.stands_for, "caveat": benchmark.caveat}
+        about = {"kind": task.kind, "stands_for": task.stands_for, "caveat": task.caveat}
         try:
-            sizes = [len(self._load(benchmark, split)) for split in ("train", "test")]
-            excluded = len(self._duplicates(benchmark)) if self.settings.exclude_duplicates else 0
+            sizes = [len(self._load(task, split)) for split in ("train", "test")]
+            excluded = len(self._duplicates(task)) if self.settings.exclude_duplicates else 0
         except Exception as error:
             return {**about, "num_train": 0, "num_test": 0, "failed": f"{type(error).__name__}: {error}"}
         return {**about, "num_train": sizes[0], "num_test": sizes[1], "num_excluded": excluded}
 
-    def _load_split(self, benchmark: Benchmark, split: str) -> datasets.Dataset:
+    def _load_split(self, task: Task, split: str) -> datasets.Dataset:
         limit = self.settings.max_train_examples if split == "train" else None
-        return load_benchmark(benchmark, split, max_examples=limit, seed=self.settings.seed)
+        return load_task(task, split, max_examples=limit, seed=self.settings.seed)
 
-    def _find_duplicates(self, benchmark: Benchmark) -> Tensor:
+    def _find_duplicates(self, task: Task) -> Tensor:
         """Rows of the test split whose exact pixels also occur in train."""
         # All of train, whatever part of it the probe sees: pre-training may have seen the rest.
-        train, test = load_benchmark(benchmark, "train"), self._load(benchmark, "test")
+        train, test = load_task(task, "train"), self._load(task, "test")
         path = self.folder / "duplicates" / f"{train._fingerprint}-{test._fingerprint}.json"
         if path.is_file():
             return torch.tensor(json.loads(path.read_text(encoding="utf-8")), dtype=torch.int64)
@@ -168,11 +158,11 @@ class Cells:
         path.write_text(json.dumps(rows.tolist()), encoding="utf-8")
         return rows
 
-    def _features(self, encoder: VisionEncoder, benchmark: Benchmark, split: str) -> FeatureSet:
+    def _features(self, encoder: VisionEncoder, task: Task, split: str) -> FeatureSet:
         settings = self.settings
         features = extract_feature_set(
             encoder,
-            self._load(benchmark, split),
+            self._load(task, split),
             kinds=(PIXELS,) if PIXELS in encoder.kinds else settings.feature_kinds,
             mixed_precision=settings.mixed_precision,
             accelerator=self._accelerator,
@@ -182,17 +172,17 @@ class Cells:
         features.require_labels()
         return features
 
-    def _key(self, train: FeatureSet, test: FeatureSet, benchmark: Benchmark) -> str:
+    def _key(self, train: FeatureSet, test: FeatureSet, task: Task) -> str:
         grids = [DEFAULT_LEARNING_RATES, DEFAULT_WEIGHT_DECAYS, DEFAULT_KS, DEFAULT_TEMPERATURES, _WEIGHT_DECAYS]
-        described = [_FORMAT, grids, train.key, test.key, benchmark.task, asdict(self.settings)]
+        described = [_FORMAT, grids, train.key, test.key, task.kind, asdict(self.settings)]
         return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
 
     def _probe(
-        self, train: FeatureSet, test: FeatureSet, benchmark: Benchmark, encoder: VisionEncoder, unfinished: Path
+        self, train: FeatureSet, test: FeatureSet, task: Task, encoder: VisionEncoder, unfinished: Path
     ) -> dict[str, Any]:
         start = time.perf_counter()
         if self.settings.exclude_duplicates:
-            kept = ~torch.isin(test.rows, self._duplicates(benchmark))
+            kept = ~torch.isin(test.rows, self._duplicates(task))
         else:
             kept = torch.ones(len(test), dtype=torch.bool)
         device = self.settings.device
@@ -205,7 +195,7 @@ class Cells:
             test_labels=test.require_labels()[kept].to(device),
             unfinished=unfinished,
         )
-        measure = self._count if benchmark.task == "count" else self._classify
+        measure = self._count if task.kind == "count" else self._classify
         figures = measure(data) | _diagnostics(data.test[data.first])
         figures |= {"num_train": len(data.train_labels), "num_test": len(data.test_labels)}
         figures |= {"seconds": time.perf_counter() - start, "provenance": provenance(), "encoder": encoder.fingerprint}
