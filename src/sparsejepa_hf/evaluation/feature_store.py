@@ -32,9 +32,9 @@ from tqdm.auto import tqdm
 
 from ..data import ImageDataset, StreamingImageDataset, TooManyBadImagesError, UndecodableImageError
 from ..data.dataset import decode_to_square, undecoded
-from ._checks import non_finite_rows
 from .encoders import VisionEncoder
 from .features import check_images, default_batch_size, frozen_module
+from .metrics import non_finite_rows
 
 
 if TYPE_CHECKING:

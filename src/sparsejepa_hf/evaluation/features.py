@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ._checks import non_finite_rows
+from .metrics import non_finite_rows
 
 
 # Side that larger images are brought to before their raw pixels serve as features.
