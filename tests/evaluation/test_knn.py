@@ -137,9 +137,9 @@ def test_one_class_per_cluster_is_solved_and_the_smallest_setting_is_taken():
     assert result.test_accuracy == 1 and (result.k, result.temperature) == (1, 0.07)
 
 
-def test_the_grid_refuses_more_neighbours_than_the_bank_has_without_the_validation_part(problem):
-    with pytest.raises(ValueError, match=r"k is 115, but a value in 1 \.\. 108"):
-        knn_grid(*problem, ks=(1, 115))
+def test_more_neighbours_than_the_bank_has_without_the_validation_part_are_left_out(problem):
+    result = knn_grid(*problem, ks=(1, 108, 109), temperatures=[0.1])
+    assert list(result.validation_accuracies) == [(1, 0.1), (108, 0.1)]
 
 
 @pytest.mark.parametrize(

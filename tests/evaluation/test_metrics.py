@@ -3,6 +3,7 @@
 
 import doctest
 import math
+import runpy
 import socket
 import sys
 from pathlib import Path
@@ -10,9 +11,11 @@ from pathlib import Path
 import evaluate
 import numpy as np
 import pytest
+import setuptools
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from setuptools.command.build_py import build_py
 from sklearn import metrics as reference
 from transformers import EvalPrediction
 
@@ -73,6 +76,16 @@ class TestModules:
 
     def test_every_script_is_named(self):
         assert set(METRICS) == {path.parent.name for path in Path(metric_path("counting")).parent.glob("*/*.py")}
+
+    def test_a_wheel_carries_every_script(self, monkeypatch):
+        root, options = Path(__file__).parents[2], {}
+        monkeypatch.chdir(root)
+        monkeypatch.setattr(setuptools, "setup", lambda **given: options.update(given))
+        runpy.run_path("setup.py")
+        command = build_py(setuptools.Distribution({**options, "script_name": "setup.py"}))
+        command.ensure_finalized()
+        listed = {Path(path).relative_to(command.build_lib).as_posix() for path in command.get_outputs(False)}
+        assert {f"sparsejepa_hf/evaluation/metrics/{name}/{name}.py" for name in METRICS} <= listed
 
     @pytest.mark.parametrize("classes", [3, 5, 6, 40])
     def test_classification_is_that_of_scikit_learn(self, classes):

@@ -31,8 +31,7 @@ from .tasks import Task, load_task
 logger = logging.get_logger(__name__)
 
 # Each weight decay starts from the one before, so few iterations are enough.
-_WEIGHT_DECAYS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
-_MAX_ITERATIONS = 100
+_LOGISTIC: dict[str, Any] = {"weight_decays": (1e-1, 1e-2, 1e-3, 1e-4, 1e-5), "max_iter": 100}
 _LOW_SHOT_SUBSETS = 3
 # Part of every evaluation's key: raise it when a probe's figures change.
 _FORMAT = 3
@@ -48,7 +47,6 @@ class ProbeSettings:
         feature_kinds: tried by the linear probe, which chooses on the validation part; kNN and low-shot probes take
             the first. Raw pixels have a kind of their own.
         low_shot: shares of the labels, each in (0, 1); for classes only, not for counts.
-        validation_fraction: share of the training set that hyper-parameters are chosen on.
         exclude_duplicates: leave out test images whose pixels also occur in train.
         max_train_examples: a random subset of the training set; None for all.
         seed: of splits and subsets; the same for all encoders, so that differences are paired.
@@ -58,7 +56,6 @@ class ProbeSettings:
 
     feature_kinds: tuple[str, ...] = ("last/mean", "last4/mean")
     low_shot: tuple[float, ...] = (0.01, 0.1)
-    validation_fraction: float = 0.1
     exclude_duplicates: bool = True
     max_train_examples: int | None = None
     seed: int = 0
@@ -158,7 +155,7 @@ class Evaluator:
         return features
 
     def _key(self, train: FeatureSet, test: FeatureSet, task: Task) -> str:
-        grids = [DEFAULT_KS, DEFAULT_TEMPERATURES, _WEIGHT_DECAYS]
+        grids = [DEFAULT_KS, DEFAULT_TEMPERATURES, _LOGISTIC]
         described = [_FORMAT, grids, train.key, test.key, task.kind, asdict(self.settings)]
         return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -184,21 +181,15 @@ class Evaluator:
             "provenance": provenance(),
         }
 
-    def _choice(self) -> dict[str, Any]:
-        """What part of train the probes choose on."""
-        return {"seed": self.settings.seed, "validation_fraction": self.settings.validation_fraction}
-
     def _classify(self, sets: dict[str, _Sets]) -> dict[str, Any]:
-        probes = {
-            kind: linear_probe(*data, weight_decays=_WEIGHT_DECAYS, max_iter=_MAX_ITERATIONS, **self._choice())
-            for kind, data in sets.items()
-        }
+        probes = {kind: linear_probe(*data, **_LOGISTIC, seed=self.settings.seed) for kind, data in sets.items()}
         best = max(probes, key=lambda kind: probes[kind].validation_accuracy)
         return _figures(best, probes[best])
 
     def _count(self, sets: dict[str, _Sets]) -> dict[str, Any]:
         probes = {
-            kind: count_probe(*data, weight_decays=_WEIGHT_DECAYS, **self._choice()) for kind, data in sets.items()
+            kind: count_probe(*data, weight_decays=_LOGISTIC["weight_decays"], seed=self.settings.seed)
+            for kind, data in sets.items()
         }
         best = max(probes, key=lambda kind: probes[kind].classification.validation_accuracy)
         return _figures(best, probes[best].classification) | {
@@ -209,11 +200,7 @@ class Evaluator:
 
     def _knn(self, data: _Sets) -> dict[str, Any]:
         train, labels, test, test_labels = data
-        # Small sets have fewer neighbours than the largest k of the grid.
-        most = max(1, int((1 - self.settings.validation_fraction) * len(labels)) - len(labels.unique()))
-        ks = [k for k in DEFAULT_KS if k <= most]
-        device = self.settings.device
-        knn = knn_grid(train.to(device), labels, test, test_labels, ks=ks, **self._choice())
+        knn = knn_grid(train.to(self.settings.device), labels, test, test_labels, seed=self.settings.seed)
         chosen = {"k": knn.k, "temperature": knn.temperature, "validation_accuracy": knn.validation_accuracy}
         return {"knn_accuracy": knn.test_accuracy, "knn_chosen": chosen}
 
@@ -223,14 +210,7 @@ class Evaluator:
         seeds = range(self.settings.seed, self.settings.seed + _LOW_SHOT_SUBSETS)
         for fraction in self.settings.low_shot:
             try:
-                result = low_shot_probe(
-                    *data,
-                    fraction=fraction,
-                    seeds=seeds,
-                    weight_decays=_WEIGHT_DECAYS,
-                    validation_fraction=self.settings.validation_fraction,
-                    max_iter=_MAX_ITERATIONS,
-                )
+                result = low_shot_probe(*data, **_LOGISTIC, fraction=fraction, seeds=seeds)
                 figures |= {f"low_shot_{fraction:g}": result.mean, f"low_shot_{fraction:g}_std": result.std}
             except ValueError as error:
                 figures[f"low_shot_{fraction:g}_failed"] = str(error)

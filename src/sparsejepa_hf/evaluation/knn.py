@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .metrics import check_features
-from .probes import check_labels, validation_mask
+from .probes import VALIDATION_FRACTION, check_labels, validation_mask
 
 
 DEFAULT_KS = (1, 5, 10, 20, 50, 100, 200)
@@ -107,7 +107,7 @@ def knn_grid(
     *,
     ks: Sequence[int] = DEFAULT_KS,
     temperatures: Sequence[float] = DEFAULT_TEMPERATURES,
-    validation_fraction: float = 0.1,
+    validation_fraction: float = VALIDATION_FRACTION,
     seed: int = 0,
 ) -> KNNGridResult:
     """Choose k and the temperature of the kNN classifier on a validation part, then test that setting once.
@@ -121,7 +121,8 @@ def knn_grid(
         train_labels: ``(n,)`` integers in 0 .. C - 1.
         test_features: ``(m, D)`` floating point.
         test_labels: ``(m,)`` integers >= 0.
-        ks: numbers of neighbours, each at least 1 and at most the bank's size without the validation samples.
+        ks: numbers of neighbours, each at least 1; those above the bank's size without the validation samples are
+            left out.
         temperatures: softmax temperatures of the vote, each > 0.
         validation_fraction: share of the train set to choose on (:func:`validation_mask`).
         seed: of the split; the global random state is neither read nor changed.
@@ -133,10 +134,11 @@ def knn_grid(
     check_labels(train_labels, len(train_features), "train_labels")
     labels = train_labels.to(train_features.device)
     held_out = validation_mask(labels, validation_fraction, seed)
+    ks = sorted(k for k in set(ks) if k <= int((~held_out).sum()))
     # The neighbours are found once for all settings.
-    similarity, votes = _neighbours(train_features[~held_out], labels[~held_out], train_features[held_out], max(ks))
+    similarity, votes = _neighbours(train_features[~held_out], labels[~held_out], train_features[held_out], ks[-1])
     accuracies = {}
-    for k in sorted(set(ks)):
+    for k in ks:
         for temperature in sorted(set(temperatures)):
             scores = _vote(similarity[:, :k], votes[:, :k], temperature, 1 + int(labels.max()))
             accuracies[k, temperature] = (scores.argmax(dim=1) == labels[held_out]).double().mean().item()

@@ -29,6 +29,8 @@ from .metrics import best_classes, check_features, load_metric
 from .statistics import Summary, summarize
 
 
+# Share of the train set that hyper-parameters are chosen on.
+VALIDATION_FRACTION = 0.1
 DEFAULT_WEIGHT_DECAYS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 DEFAULT_RIDGE_WEIGHT_DECAYS = (1e1, 1e0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
@@ -72,7 +74,7 @@ def linear_probe(
     test_labels: Tensor,
     *,
     weight_decays: Sequence[float] = DEFAULT_WEIGHT_DECAYS,
-    validation_fraction: float = 0.1,
+    validation_fraction: float = VALIDATION_FRACTION,
     seed: int = 0,
     max_iter: int = 200,
     tolerance: float = 1e-4,
@@ -223,7 +225,7 @@ def ridge_probe(
     test_targets: Tensor,
     *,
     weight_decays: Sequence[float] = DEFAULT_RIDGE_WEIGHT_DECAYS,
-    validation_fraction: float = 0.1,
+    validation_fraction: float = VALIDATION_FRACTION,
     seed: int = 0,
 ) -> RidgeProbeResult:
     r"""Ridge regression: choose a weight decay on a validation part of the train set, refit on all, test once.
@@ -298,7 +300,7 @@ def count_probe(
     test_counts: Tensor,
     *,
     weight_decays: Sequence[float] = DEFAULT_WEIGHT_DECAYS,
-    validation_fraction: float = 0.1,
+    validation_fraction: float = VALIDATION_FRACTION,
     seed: int = 0,
 ) -> CountProbeResult:
     """Count objects from frozen features in the two usual ways.

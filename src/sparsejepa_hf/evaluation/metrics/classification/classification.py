@@ -2,6 +2,8 @@
 """Accuracy, balanced accuracy and top-5 accuracy as a module of the `evaluate` library."""
 
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import datasets
 import evaluate
@@ -51,7 +53,7 @@ Examples:
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class Classification(evaluate.Metric):
-    def _info(self):
+    def _info(self) -> evaluate.MetricInfo:
         classes = datasets.Value("int64")
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
@@ -61,16 +63,16 @@ class Classification(evaluate.Metric):
             reference_urls=["https://scikit-learn.org/stable/modules/model_evaluation.html"],
         )
 
-    def _compute(self, predictions, references):
-        ranked, references = np.asarray(predictions), np.asarray(references)
+    def _compute(self, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
+        ranked, labels = np.asarray(predictions), np.asarray(references)
         with warnings.catch_warnings():
             # A class may be predicted that no sample has, and all samples may have one class.
             warnings.simplefilter("ignore", UserWarning)
-            balanced = balanced_accuracy_score(references, ranked[:, 0])
+            balanced = balanced_accuracy_score(labels, ranked[:, 0])
         found = {
-            "accuracy": float(accuracy_score(references, ranked[:, 0])),
+            "accuracy": float(accuracy_score(labels, ranked[:, 0])),
             "balanced_accuracy": float(balanced),
         }
         if ranked.shape[1] >= 5:
-            found["top5_accuracy"] = float((ranked[:, :5] == references[:, None]).any(axis=1).mean())
+            found["top5_accuracy"] = float((ranked[:, :5] == labels[:, None]).any(axis=1).mean())
         return found

@@ -1,6 +1,9 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """Errors of predicted counts as a module of the `evaluate` library."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import datasets
 import evaluate
 import numpy as np
@@ -45,7 +48,7 @@ Examples:
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class Counting(evaluate.Metric):
-    def _info(self):
+    def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation=_CITATION,
@@ -56,10 +59,10 @@ class Counting(evaluate.Metric):
             reference_urls=["https://arxiv.org/abs/1910.04867"],
         )
 
-    def _compute(self, predictions, references):
-        predictions, references = np.asarray(predictions), np.asarray(references)
+    def _compute(self, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float | None]:
+        found, counts = np.asarray(predictions), np.asarray(references)
         return {
-            "exact_match": float((np.floor(predictions + 0.5) == references).mean()),
-            "mae": float(mean_absolute_error(references, predictions)),
-            "r2": float(r2_score(references, predictions)) if np.ptp(references) > 0 else None,
+            "exact_match": float((np.floor(found + 0.5) == counts).mean()),
+            "mae": float(mean_absolute_error(counts, found)),
+            "r2": float(r2_score(counts, found)) if np.ptp(counts) > 0 else None,
         }
