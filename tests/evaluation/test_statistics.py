@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from sparsejepa_hf.evaluation import paired_difference, summarize, transfer_gain, verdict
+from sparsejepa_hf.evaluation import paired_difference, summarize, verdict
 
 
 VALUES = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=8)
@@ -133,22 +133,3 @@ def test_verdict_agrees_with_the_interval(values, higher_is_better):
     result = _difference(values)
     word = {1: "better", 0: "no difference shown", -1: "worse"}[result.sign * (1 if higher_is_better else -1)]
     assert verdict(result, higher_is_better=higher_is_better).startswith(word)
-
-
-def test_transfer_of_a_gain():
-    sentence = transfer_gain(_difference([0.050, 0.054, 0.058]), _difference([0.020, 0.021, 0.022]))
-    assert sentence == "the gain transfers: +5.4 points in the domain and +2.1 outside it (39% of the gain)"
-
-
-@pytest.mark.parametrize(
-    ("inside", "outside", "start"),
-    [
-        ([0.05, 0.06], [0.05], "whether the gain transfers cannot be told"),
-        ([0.05, -0.06], [0.05, 0.051], "no gain in the domain"),
-        ([-0.05, -0.0501], [0.05, 0.0501], "no gain in the domain"),
-        ([0.05, 0.0501], [0.05, -0.06], "no transfer of the gain shown"),
-        ([0.05, 0.0501], [-0.05, -0.0501], "the gain turns into a loss"),
-    ],
-)
-def test_no_transfer_is_claimed_without_two_gains(inside, outside, start):
-    assert transfer_gain(_difference(inside), _difference(outside)).startswith(start)

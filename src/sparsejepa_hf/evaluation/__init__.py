@@ -29,7 +29,7 @@ from .probes import (
     ridge_probe,
     validation_mask,
 )
-from .statistics import PairedDifference, Summary, paired_difference, summarize, transfer_gain, verdict
+from .statistics import PairedDifference, Summary, paired_difference, summarize, verdict
 from .tasks import TASKS, Task, find_task, load_task
 
 
@@ -72,7 +72,6 @@ __all__ = [
     "rankme",
     "ridge_probe",
     "summarize",
-    "transfer_gain",
     "validation_mask",
     "verdict",
 ]

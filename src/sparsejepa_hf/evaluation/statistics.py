@@ -141,30 +141,6 @@ def verdict(
     return f"{word} by {abs(gain):.1f} {unit} {about.format(*sorted((abs(low), abs(high))))}"
 
 
-def transfer_gain(
-    in_domain: PairedDifference, out_domain: PairedDifference, *, scale: float = 100.0, unit: str = "points"
-) -> str:
-    """Whether a gain on the data set that was trained on is found on another, in one sentence without a full stop.
-
-    Args:
-        in_domain: method minus baseline on the first data set, higher being better.
-        out_domain: the same methods on the other data set.
-        scale: the figures are multiplied by it; 100 turns accuracies in [0, 1] into points.
-        unit: name of the unit after scaling.
-    """
-    gains = f"{in_domain.mean * scale:+.1f} {unit} in the domain and {out_domain.mean * scale:+.1f} outside it"
-    if in_domain.sign is None or out_domain.sign is None:
-        return f"whether the gain transfers cannot be told from one seed: {gains}"
-    # The share of a gain that may be nothing would say nothing.
-    if in_domain.sign <= 0:
-        return f"no gain in the domain that could transfer: {gains}"
-    if out_domain.sign > 0:
-        return f"the gain transfers: {gains} ({out_domain.mean / in_domain.mean:.0%} of the gain)"
-    if out_domain.sign < 0:
-        return f"the gain turns into a loss: {gains}"
-    return f"no transfer of the gain shown: {gains}"
-
-
 def _std(array: NDArray) -> float | None:
     if array.size < 2:
         return None
