@@ -15,8 +15,7 @@ from .comparison import (
 )
 from .encoders import VisionEncoder, load_encoder
 from .evaluator import Evaluator, ProbeSettings
-from .feature_store import FeatureSet, extract_feature_set
-from .features import extract_features, pixel_features
+from .features import FeatureSet, extract_feature_set, extract_features, pixel_features
 from .knn import KNNGridResult, knn_accuracy, knn_grid, knn_predict
 from .linear_probe import LinearProbeResult, LowShotResult, linear_probe, low_shot_probe
 from .metrics import METRICS, alpha_req, feature_sparsity, load_metric, metric_path
