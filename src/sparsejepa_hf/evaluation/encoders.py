@@ -87,8 +87,9 @@ class VisionEncoder:
         self.image_size = image_size
         self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
         self._model, self._latents = model, latents
-        is_one = latents is None or latents is model
-        self.module: nn.Module | None = model if is_one else nn.ModuleList([model, latents])
+        self.module: nn.Module | None = model
+        if model is not None and latents is not None and latents is not model:
+            self.module = nn.ModuleList([model, latents])
         self.kinds: tuple[str, ...] = (PIXELS,)
         if model is not None:
             self._num_prefix_tokens, has_class_token = _prefix_tokens(model)
@@ -207,8 +208,9 @@ class VisionEncoder:
 
         The list is empty where the model does not show its blocks, or shows them in other shapes.
         """
-        model, options = self._model, {}
+        model = self._model
         assert model is not None
+        options: dict[str, Any] = {}
         arguments = inspect.signature(model.forward).parameters
         built_for = getattr(model.config, "image_size", self.image_size)
         if "interpolate_pos_encoding" in arguments and built_for not in _ways_to_write(self.image_size):

@@ -338,14 +338,14 @@ def extract_feature_set(
     bad: list[int] = []
 
     def encode(batch: Mapping[str, list[Any]], places: list[int], start: int) -> pa.Table:
-        decoded = list(pool.map(lambda image: decode_to_square(image, encoder.image_size), batch["image"]))
-        good = np.array([isinstance(pixels, np.ndarray) for pixels in decoded])
-        rows = start + np.array(places)
-        bad.extend(rows[~good].tolist())
-        _check_bad(bad, images, max_bad_fraction, encoder.image_size)
+        size, rows = encoder.image_size, start + np.array(places)
         # Black images stand in for those that cannot be decoded, until their rows are dropped.
-        black = np.zeros((3, encoder.image_size, encoder.image_size), dtype=np.uint8)
-        pixels = np.stack([pixels if ok else black for pixels, ok in zip(decoded, good, strict=True)])
+        pixels, good = np.zeros((len(rows), 3, size, size), dtype=np.uint8), np.zeros(len(rows), dtype=bool)
+        for place, decoded in enumerate(pool.map(lambda image: decode_to_square(image, size), batch["image"])):
+            if isinstance(decoded, np.ndarray):
+                pixels[place], good[place] = decoded, True
+        bad.extend(rows[~good].tolist())
+        _check_bad(bad, images, max_bad_fraction, size)
         with torch.autocast(device.type, _AUTOCAST[mixed_precision], enabled=mixed_precision != "no"):
             features = encoder.features(torch.from_numpy(pixels), kinds)
         columns = {_ROW: pa.array(rows[good])} | ({} if labels is None else {_LABEL: pa.array(labels[rows[good]])})
@@ -358,7 +358,7 @@ def extract_feature_set(
                     "is 'fp16'."
                 )
             columns[kind] = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
-        bar.update(len(places))
+        bar.update(len(rows))
         return pa.table(columns)
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
@@ -366,17 +366,17 @@ def extract_feature_set(
         starts = range(0, len(images), _IMAGES_PER_FILE)
         files = {start: folder / f"{start:09d}.arrow" for start in starts}
         todo = [start for start in starts[rank::count] if not files[start].is_file()]
+        total = sum(min(_IMAGES_PER_FILE, len(images) - start) for start in todo)
         error = None
         try:
             with (
                 nullcontext() if encoder.module is None else frozen_module(encoder.module, encoder.device, device),
                 ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool,
                 _no_bars_of_datasets(),
-                tqdm(unit="image", desc="Extracting features", disable=rank > 0 or not progress or not todo) as bar,
+                tqdm(total=total, unit="image", desc="Extracting features", disable=rank > 0 or not progress) as bar,
             ):
-                parts = [images.select(range(start, min(start + _IMAGES_PER_FILE, len(images)))) for start in todo]
-                bar.reset(sum(map(len, parts)))
-                for start, part in zip(todo, parts, strict=True):
+                for start in todo:
+                    part = images.select(range(start, min(start + _IMAGES_PER_FILE, len(images))))
                     part.map(
                         encode,
                         with_indices=True,
