@@ -26,7 +26,6 @@ SHOWN = {
     "validation_accuracy": "(validation)",
     "top5_accuracy": "top-5",
     "balanced_accuracy": "balanced",
-    "logistic_accuracy": "logistic",
     "knn_accuracy": "kNN",
 }
 DIAGNOSTICS = {

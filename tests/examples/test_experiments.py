@@ -35,7 +35,7 @@ def recipe(image_folder, tmp_path, make_recipe):
 
 def test_the_paper_s_table_is_made_rendered_and_taken_up_again(call, recipe, tmp_path):
     (tmp_path / "page.md").write_text("# Page\n<!-- results/table.json -->\n<!-- end -->\n")
-    flags = [recipe, "--tasks", "mine=images", "--seeds", 0, 1, "--probe_epochs", 2]
+    flags = [recipe, "--tasks", "mine=images", "--seeds", 0, 1]
     flags += ["--low_shot", 0.5, "--results", "results/table.json", "--into", "page.md", "--max_steps", 1]
     printed = call("reproduce_paper.py", *flags)
     record = json.loads((tmp_path / "results" / "table.json").read_text())
@@ -52,7 +52,7 @@ def test_the_paper_s_table_is_made_rendered_and_taken_up_again(call, recipe, tmp
 
 
 def test_a_sweep_goes_on_when_a_point_fails(call, recipe, tmp_path):
-    flags = [recipe, "--task", "mine=images", "--seeds", 0, "--probe", "logistic"]
+    flags = [recipe, "--task", "mine=images", "--seeds", 0]
     flags += ["--axis", "sparsity_weight", 0, 0.1, 1, "--variant", "train_split=nowhere"]
     printed = call("sweep_sparsity.py", *flags, "--results", "sweep.json")
     record = json.loads((tmp_path / "sweep.json").read_text())

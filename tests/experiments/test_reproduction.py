@@ -28,7 +28,7 @@ from sparsejepa_hf.records import write_record
 
 PRETRAIN = Path(__file__).parents[2] / "examples" / "pretrain.py"
 METHODS = {IJEPA: IJEPA_OPTIONS, SPARSEJEPA: {}}
-SETTINGS = ProbeSettings(feature_kinds=("last/mean", "last/mean+max"), epochs=2, low_shot=(0.5,))
+SETTINGS = ProbeSettings(feature_kinds=("last/mean", "last/mean+max"), low_shot=(0.5,))
 
 
 @pytest.fixture(scope="module")
@@ -118,12 +118,8 @@ def test_a_cell_that_fails_says_why_and_is_tried_again(table, monkeypatch):
         path.unlink()
     failed = measure()
     assert cell(failed, SPARSEJEPA)["failed"].startswith("ZeroDivisionError")
-    assert len(list((folder / "evaluations").glob("*.safetensors"))) == 3, (
-        "the grids of three encoders go on from here"
-    )
     monkeypatch.undo()
     again = cell(measure(), SPARSEJEPA)
-    assert not list((folder / "evaluations").glob("*.safetensors"))
     for name, value in cell(record, SPARSEJEPA).items():
         assert name in ("seconds",) or again[name] == value
 
@@ -131,7 +127,7 @@ def test_a_cell_that_fails_says_why_and_is_tried_again(table, monkeypatch):
 def test_single_kind_probes_take_the_first_kind_of_the_settings_whatever_was_extracted_before(table, images, tmp_path):
     record, _, folder = table
     encoder = load_encoder(next((folder / "runs").glob("sparsejepa*")))
-    swapped = replace(SETTINGS, feature_kinds=SETTINGS.feature_kinds[::-1], probe="logistic", low_shot=())
+    swapped = replace(SETTINGS, feature_kinds=SETTINGS.feature_kinds[::-1], low_shot=())
     task = find_task(f"mine={images}")
     cached = Evaluator(folder, swapped, progress=False).evaluate(lambda: encoder, task)
     fresh = Evaluator(tmp_path, swapped, progress=False).evaluate(lambda: encoder, task)
@@ -176,7 +172,7 @@ def test_an_empty_table_is_refused(table, given):
         reproduce(None, evaluator=Evaluator("nowhere", SETTINGS), **arguments)
 
 
-@pytest.mark.parametrize("given", [{"probe": "svm"}, {"feature_kinds": ()}, {"low_shot": (1.5,)}])
+@pytest.mark.parametrize("given", [{"feature_kinds": ()}, {"low_shot": (1.5,)}])
 def test_impossible_settings_are_refused(given):
     with pytest.raises(ValueError, match="expected"):
         ProbeSettings(**given)

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from ..data import TooManyBadImagesError
 from ..data.dataset import decode_to_square, undecoded
-from ._checks import non_finite_rows
+from .metrics import non_finite_rows
 
 
 if TYPE_CHECKING:

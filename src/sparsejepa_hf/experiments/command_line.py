@@ -39,15 +39,12 @@ def add_probe_flags(parser: argparse.ArgumentParser) -> None:
     probes = parser.add_argument_group("probes")
     settings = ProbeSettings()
     probes.add_argument("--feature_kinds", nargs="+", default=list(settings.feature_kinds), help="LAYERS/POOLING")
-    probes.add_argument("--probe", choices=("grid", "logistic"), default=settings.probe, help="kind of linear probe")
-    probes.add_argument("--probe_epochs", type=int, default=settings.epochs, help="epochs of the grid")
-    probes.add_argument("--probe_seed", type=int, default=settings.seed, help="seed of splits and batches")
+    probes.add_argument("--probe_seed", type=int, default=settings.seed, help="seed of splits and subsets")
     probes.add_argument("--probe_train_examples", type=int, default=None, help="probe on a random subset of train")
     probes.add_argument("--low_shot", type=float, nargs="*", default=list(settings.low_shot), help="shares of labels")
-    probes.add_argument("--no_knn", action="store_true", help="leave kNN out")
     probes.add_argument("--keep_duplicates", action="store_true", help="keep test images that also occur in train")
     probes.add_argument("--probe_precision", choices=("no", "bf16", "fp16"), default="no", help="of the encoders")
-    probes.add_argument("--probe_device", default=None, help="of encoders and probes, such as cuda; default: the CPU")
+    probes.add_argument("--probe_device", default=None, help="of encoders and kNN, such as cuda; default: the CPU")
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -128,10 +125,7 @@ def probe_settings(own: Any, low_shot: Sequence[float] | None = None) -> ProbeSe
     """The settings that the flags ask for; `low_shot` replaces theirs."""
     return ProbeSettings(
         feature_kinds=tuple(own.feature_kinds),
-        probe=own.probe,
-        epochs=own.probe_epochs,
         low_shot=tuple(own.low_shot if low_shot is None else low_shot),
-        knn=not own.no_knn,
         exclude_duplicates=not own.keep_duplicates,
         max_train_examples=own.probe_train_examples,
         seed=own.probe_seed,

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.comparison import PairedDifference, paired_difference, summarize, transfer_gain, verdict
+from ..evaluation.statistics import PairedDifference, paired_difference, summarize, transfer_gain, verdict
 from ..records import NONE, mean_and_std, percent, table
 from .runs import IJEPA
 
@@ -29,8 +29,6 @@ def headings(record: Record) -> dict[str, str]:
     shown = {"accuracy": ACCURACY, "knn_accuracy": "kNN, top-1"}
     for fraction in record["settings"]["low_shot"]:
         shown[f"low_shot_{fraction:g}"] = f"linear probe on {100 * fraction:g} % of the labels, top-1"
-    if record["settings"]["probe"] == "grid":
-        shown["logistic_accuracy"] = f"logistic regression on {record['settings']['feature_kinds'][0]}, top-1"
     return shown
 
 
@@ -103,7 +101,7 @@ def transfer_sentences(record: Record) -> list[str]:
         for name in others:
             other = difference(record, name, method)
             if gain is not None and other is not None:
-                sentences.append(f"{method}, {in_domain} → {name}: {transfer_gain(gain, other).sentence()}.")
+                sentences.append(f"{method}, {in_domain} → {name}: {transfer_gain(gain, other)}.")
     return sentences
 
 

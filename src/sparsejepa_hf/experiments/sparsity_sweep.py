@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.comparison import summarize
+from ..evaluation.statistics import summarize
 from ..records import NONE, mean_and_std, percent, table
 from .paper_table import Record, values_by_seed
 from .runs import IJEPA, SPARSEJEPA

@@ -26,8 +26,7 @@ from transformers.utils import logging
 from ..configuration_sparsejepa import SparseJEPAConfig
 from ..counter_rng import stream_keys
 from ..data import BatchAugmentation, ImageDataset, collate_images, load_image_dataset, normalize_images
-from ..evaluation.metrics.classification import class_balanced_accuracy, top_k_accuracies
-from ..evaluation.splits import validation_mask
+from ..evaluation import classification_metrics, validation_mask
 from ..modeling_sparsejepa import SparseJEPAForImageClassification
 from ..records import provenance
 from .checkpoints import last_complete_checkpoint
@@ -503,19 +502,6 @@ class FineTuningTrainer(Trainer):
             yield
         finally:
             self.args.dataloader_drop_last = drop_last
-
-
-def classification_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """`accuracy` (top-1), `balanced_accuracy` (mean recall of the classes that occur) and, of more than five classes,
-    `top5_accuracy`, all in [0, 1], and the mean `cross_entropy` in nats, of logits (n, C) and labels (n,)."""
-    logits, labels = prediction.predictions, prediction.label_ids
-    top = top_k_accuracies(logits, labels, [1, 5] if logits.shape[1] > 5 else [1])
-    metrics = {"accuracy": top[1], "balanced_accuracy": class_balanced_accuracy(logits, labels)}
-    if 5 in top:
-        metrics["top5_accuracy"] = top[5]
-    # The Trainer's own loss is a mean over batches, which counts the images of a smaller last batch more.
-    loss = F.cross_entropy(torch.from_numpy(logits).float(), torch.from_numpy(labels).long())
-    return metrics | {"cross_entropy": loss.item()}
 
 
 # ---- the data ----

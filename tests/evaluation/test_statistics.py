@@ -1,7 +1,6 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """Paired statistics against scipy, their coverage, and what the sentences claim."""
 
-import json
 import math
 
 import numpy as np
@@ -10,14 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from sparsejepa_hf.evaluation import comparison
-from sparsejepa_hf.evaluation.comparison import (
-    paired_accuracy,
-    paired_difference,
-    summarize,
-    transfer_gain,
-    verdict,
-)
+from sparsejepa_hf.evaluation import paired_difference, summarize, transfer_gain, verdict
 
 
 VALUES = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=8)
@@ -40,7 +32,8 @@ def test_summary_is_the_mean_and_the_unbiased_spread(values):
 
 
 def test_one_value_has_no_spread_and_none_is_refused():
-    assert summarize([0.4]).to_dict() == {"mean": 0.4, "std": None, "n": 1}
+    summary = summarize([0.4])
+    assert (summary.mean, summary.std, summary.n) == (0.4, None, 1)
     with pytest.raises(ValueError, match="at least one"):
         summarize([])
     with pytest.raises(ValueError, match="nan"):
@@ -69,6 +62,8 @@ def test_exchanging_the_methods_mirrors_the_interval(pairs):
     assert there.p_value == pytest.approx(back.p_value)
 
 
+# Nearly equal differences are what this is about.
+@pytest.mark.filterwarnings("ignore:Precision loss occurred")
 def test_what_is_common_to_the_seeds_cancels():
     seeds = _by_seed([0.1, 0.5, 0.9])
     result = paired_difference(seeds, {seed: value + 0.01 for seed, value in seeds.items()})
@@ -78,15 +73,14 @@ def test_what_is_common_to_the_seeds_cancels():
 
 def test_pairs_are_made_by_seed_and_not_by_position():
     there = paired_difference({0: 0.1, 1: 0.2, 2: 0.4}, {2: 0.5, 0: 0.3, 1: 0.4})
-    assert there.differences == pytest.approx({0: 0.2, 1: 0.2, 2: 0.1})
+    assert there.mean == pytest.approx(0.5 / 3) and there.std == pytest.approx(np.std([0.2, 0.2, 0.1], ddof=1))
 
 
-@pytest.mark.parametrize("n", [2, 3, 5])
-def test_intervals_hold_the_true_difference_as_often_as_they_say(n):
-    generator = np.random.default_rng(n)
+def test_intervals_hold_the_true_difference_as_often_as_they_say():
+    generator = np.random.default_rng(0)
     covered = [
         result.low <= 0.3 <= result.high
-        for result in (_difference(row) for row in 0.3 + 0.1 * generator.standard_normal((1500, n)))
+        for result in (_difference(row) for row in 0.3 + 0.1 * generator.standard_normal((1500, 3)))
     ]
     # Three standard errors of a share of 0.95 over 1,500 draws.
     assert np.mean(covered) == pytest.approx(0.95, abs=0.017)
@@ -141,90 +135,20 @@ def test_verdict_agrees_with_the_interval(values, higher_is_better):
     assert verdict(result, higher_is_better=higher_is_better).startswith(word)
 
 
-@given(st.floats(0, 1), st.integers(1, 10_000))
-def test_standard_error_of_an_accuracy_is_that_of_a_binomial_share(accuracy, n):
-    assert comparison.test_set_standard_error(accuracy, n) == pytest.approx(stats.binom.std(n, accuracy) / n)
-
-
-@pytest.mark.parametrize(("accuracy", "n", "message"), [(45.4, 10, "accuracy is 45.4"), (0.5, 0, "n is 0")])
-def test_standard_error_refuses_what_is_out_of_range(accuracy, n, message):
-    with pytest.raises(ValueError, match=message):
-        comparison.test_set_standard_error(accuracy, n)
-
-
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 2)), min_size=2, max_size=60))
-def test_paired_accuracy_is_a_paired_comparison_of_correctness(rows):
-    method, baseline, references = np.array(rows).T
-    result = paired_accuracy(method, baseline, references)
-    right, baseline_right = method == references, baseline == references
-    assert result.accuracy == right.mean() and result.baseline_accuracy == baseline_right.mean()
-    assert result.difference == pytest.approx(right.mean() - baseline_right.mean())
-    assert result.standard_error == pytest.approx(stats.sem(right.astype(float) - baseline_right))
-    b, c = int((right & ~baseline_right).sum()), int((~right & baseline_right).sum())
-    assert (result.only_method, result.only_baseline) == (b, c)
-    # The exact test by its definition: twice the smaller tail of fair coin tosses.
-    tail = sum(math.comb(b + c, i) for i in range(min(b, c) + 1)) / 2 ** (b + c)
-    assert result.p_value == pytest.approx(min(1, 2 * tail))
-
-
-def test_pairing_narrows_the_error_of_agreeing_classifiers():
-    generator = np.random.default_rng(0)
-    references = generator.integers(0, 10, 2000)
-    baseline = np.where(generator.random(2000) < 0.6, references, 10)
-    method = np.where(generator.random(2000) < 0.05, references, baseline)
-    result = paired_accuracy(method, baseline, references)
-    unpaired = math.hypot(
-        comparison.test_set_standard_error(result.accuracy, 2000),
-        comparison.test_set_standard_error(result.baseline_accuracy, 2000),
-    )
-    assert 0 < result.standard_error < unpaired / 3 and result.p_value < 1e-6
-
-
-@pytest.mark.parametrize("shapes", [((3,), (3,), (4,)), ((3, 1), (3, 1), (3, 1)), ((0,), (0,), (0,))])
-def test_paired_accuracy_refuses_other_shapes(shapes):
-    with pytest.raises(ValueError, match=r"n >= 1"):
-        paired_accuracy(*(np.zeros(shape) for shape in shapes))
-
-
 def test_transfer_of_a_gain():
-    inside, outside = _difference([0.050, 0.054, 0.058]), _difference([0.020, 0.021, 0.022])
-    gain = transfer_gain(inside, outside)
-    assert gain.ratio == pytest.approx(0.021 / 0.054) and gain.difference == pytest.approx(-0.033)
-    paired = paired_difference(inside.differences, outside.differences)
-    assert (gain.difference_low, gain.difference_high) == (paired.low, paired.high)
-    assert gain.sentence() == ("the gain transfers: +5.4 points in the domain and +2.1 outside it (39% of the gain)")
+    sentence = transfer_gain(_difference([0.050, 0.054, 0.058]), _difference([0.020, 0.021, 0.022]))
+    assert sentence == "the gain transfers: +5.4 points in the domain and +2.1 outside it (39% of the gain)"
 
 
 @pytest.mark.parametrize(
-    ("inside", "outside", "start", "has_ratio"),
+    ("inside", "outside", "start"),
     [
-        ([0.05, 0.06], [0.05], "whether the gain transfers cannot be told", True),
-        ([0.05, -0.06], [0.05, 0.051], "no gain in the domain", False),
-        ([-0.05, -0.0501], [0.05, 0.0501], "no gain in the domain", True),
-        ([0.05, 0.0501], [0.05, -0.06], "no transfer of the gain shown", True),
-        ([0.05, 0.0501], [-0.05, -0.0501], "the gain turns into a loss", True),
+        ([0.05, 0.06], [0.05], "whether the gain transfers cannot be told"),
+        ([0.05, -0.06], [0.05, 0.051], "no gain in the domain"),
+        ([-0.05, -0.0501], [0.05, 0.0501], "no gain in the domain"),
+        ([0.05, 0.0501], [0.05, -0.06], "no transfer of the gain shown"),
+        ([0.05, 0.0501], [-0.05, -0.0501], "the gain turns into a loss"),
     ],
 )
-def test_no_transfer_is_claimed_without_two_gains(inside, outside, start, has_ratio):
-    gain = transfer_gain(_difference(inside), _difference(outside))
-    assert gain.sentence().startswith(start)
-    assert (gain.ratio is not None) == (
-        has_ratio and transfer_gain(_difference(inside), _difference(inside)).ratio == 1
-    )
-    assert (gain.difference_low is None) == (len(inside) != len(outside))
-
-
-def test_transfer_refuses_mixed_confidences():
-    with pytest.raises(ValueError, match="same confidence"):
-        transfer_gain(_difference([0.1, 0.2]), _difference([0.1, 0.2], confidence=0.9))
-
-
-def test_results_go_through_json():
-    difference = _difference([0.1, 0.2])
-    for result in (
-        summarize([1.0, 2.0]),
-        difference,
-        transfer_gain(difference, difference),
-        paired_accuracy([0, 1], [1, 1], [0, 1]),
-    ):
-        assert json.loads(json.dumps(result.to_dict(), allow_nan=False)) == result.to_dict()
+def test_no_transfer_is_claimed_without_two_gains(inside, outside, start):
+    assert transfer_gain(_difference(inside), _difference(outside)).startswith(start)
