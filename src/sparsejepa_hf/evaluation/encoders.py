@@ -56,8 +56,8 @@ class VisionEncoder:
         name: what tables call it.
         model: gives hidden states; None for raw pixels.
         image_size: side of the images that `features` takes, in pixels.
-        image_mean: of each channel's normalisation, on the scale from 0 to 1.
-        image_std: likewise.
+        image_mean: mean of each channel, on the scale from 0 to 1, for the normalisation.
+        image_std: standard deviation of each channel, on the same scale.
         latents: the model whose `encode_latents` gives latents and groups, if there is one.
 
     Attributes:
@@ -212,12 +212,12 @@ class VisionEncoder:
         assert model is not None
         options: dict[str, Any] = {}
         arguments = inspect.signature(model.forward).parameters
-        built_for = getattr(model.config, "image_size", self.image_size)
-        if "interpolate_pos_encoding" in arguments and built_for not in _ways_to_write(self.image_size):
+        side, built_for = self.image_size, getattr(model.config, "image_size", self.image_size)
+        if "interpolate_pos_encoding" in arguments and built_for not in (side, [side, side], (side, side)):
             options["interpolate_pos_encoding"] = True
         if "noise" in arguments:
             # Masked autoencoders shuffle their patches by it; ascending, it keeps their order.
-            count = (self.image_size // model.config.patch_size) ** 2
+            count = (side // model.config.patch_size) ** 2
             options["noise"] = torch.linspace(0, 1, count, device=images.device).expand(len(images), -1)
         is_timm = isinstance(model, TimmWrapperModel)
         if is_timm and with_blocks:
@@ -240,7 +240,7 @@ class VisionEncoder:
         else:
             # The first is the embeddings.
             blocks = blocks[1:]
-        tokens = last.flatten(2).transpose(1, 2) if last.ndim == 4 else last.view(len(last), -1, last.shape[-1])
+        tokens = last.flatten(2).transpose(1, 2) if last.ndim == 4 else last.reshape(len(last), -1, last.shape[-1])
         if not all(block.shape == last.shape for block in blocks):
             return tokens, []
         norm, blocks = _final_norm(model), blocks[-_NUM_LAST_BLOCKS:]
@@ -513,10 +513,6 @@ def _read_processor(source: str, hub: dict[str, Any]) -> dict[str, Any]:
         "image_std": [float(value) / factor for value in ([std] * 3 if isinstance(std, (int, float)) else std)],
         "image_size": _side_of(size, source),
     }
-
-
-def _ways_to_write(side: int) -> tuple[Any, ...]:
-    return (side, [side, side], (side, side))
 
 
 def _side_of(size: Any, name: str) -> int | None:
