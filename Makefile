@@ -51,7 +51,7 @@ types: $(READY)
 
 # The pages, into build/docs; a broken link or a docstring that cannot be read is an error. Needs no network.
 docs: $(READY)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
