@@ -84,12 +84,12 @@ def render(record: Record) -> str:
 
 def render_short(record: Record) -> str:
     """One row for the untrained encoder and each trained method, on the first task, and the verdicts below."""
-    task = next(iter(record["tasks"]))
-    rows = []
+    task, rows = next(iter(record["tasks"])), []
+    metrics = {"linear probe": "accuracy", "kNN": "knn_accuracy"}
     for method in record["methods"]:
         if method not in (UNTRAINED, IJEPA, *sparse_methods(record)):
             continue
-        accuracies = [_accuracy(record, task, method, metric) for metric in ("accuracy", "knn_accuracy")]
+        accuracies = [_accuracy(record, task, method, metric) for metric in metrics.values()]
         zeros, groups = (last_values(record, method, name) for name in ("zero_columns", "groups_per_living_latent"))
         in_groups = NONE
         if groups:
@@ -97,17 +97,13 @@ def render_short(record: Record) -> str:
             in_groups = f"{summary.mean:.2f}" + ("" if summary.std is None else f" ± {summary.std:.2f}")
         rows.append([method, *accuracies, _mean(zeros), in_groups])
     header = ["encoder", "linear probe, top-1", "kNN, top-1", "zero columns of W", "groups per living latent"]
-    lines = [table(header, rows)]
-    lines.append(
-        f"Shares in per cent, probes on `{task}`; mean ± standard deviation over {len(record['seeds'])} seeds of "
-        "pre-training."
-    )
+    seeds = f"mean ± standard deviation over {len(record['seeds'])} seeds of pre-training"
+    parts = [table(header, rows), f"Probes on `{task}` and zero columns in per cent; {seeds}."]
     for method in sparse_methods(record):
-        found = {"linear probe": "accuracy", "kNN": "knn_accuracy"}
-        differences = {name: difference(record, task, method, metric) for name, metric in found.items()}
-        shown = [f"{name}, {verdict(value)}" for name, value in differences.items() if value is not None]
-        lines += [f"{method} against {IJEPA}: {'; '.join(shown)}."] if shown else []
-    return "\n\n".join(lines)
+        found = [(name, difference(record, task, method, metric)) for name, metric in metrics.items()]
+        shown = [f"{name}, {verdict(value)}" for name, value in found if value is not None]
+        parts += [f"{method} against {IJEPA}: {'; '.join(shown)}."] if shown else []
+    return "\n\n".join(parts)
 
 
 def accuracy_table(record: Record, metric: str = "accuracy") -> str:
