@@ -14,7 +14,7 @@ Flags that are not listed here go to every pre-training run. Into a page the who
 from collections.abc import Sequence
 from pathlib import Path
 
-from sparsejepa_hf.evaluation import PairedDifference, find_task, paired_difference, summarize, transfer_gain, verdict
+from sparsejepa_hf.evaluation import PairedDifference, paired_difference, summarize, verdict
 from sparsejepa_hf.records import NONE, mean_and_std, table, write_record
 
 from .experiment import (
@@ -43,7 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, unless told to render only; then renders."""
     parser = make_parser(__doc__, "results/paper_table.json", "runs/reproduce_paper")
     parser.add_argument("--tasks", nargs="+", default=["cifar100"], help="NAME, NAME=PATH or NAME:count=PATH")
-    parser.add_argument("--in_domain", help="the task whose gain over I-JEPA is compared with that on the others")
     parser.add_argument(
         "--variant", action="append", default=[], metavar="'NAME: option=value ...'", help="a further SparseJEPA"
     )
@@ -53,12 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         methods = {IJEPA: IJEPA_OPTIONS, SPARSEJEPA: {}}
         for name, _, changes in (variant.partition(":") for variant in own.variant):
             methods[name.strip()] = parse_changes(changes)
-        names = [find_task(spec).name for spec in own.tasks]
-        if own.in_domain not in (None, *names):
-            parser.error(f"--in_domain is {own.in_domain}; expected one of {', '.join(names)}")
-        record = measure(runs, methods, own.seeds, own.tasks, make_evaluator(own))
-        others = [name for name in names if own.in_domain not in (None, name)]
-        write_record({**record, "in_domain": own.in_domain, "out_of_domain": others}, path)
+        write_record(measure(runs, methods, own.seeds, own.tasks, make_evaluator(own)), path)
     show(path, own.into, RENDERINGS, plot)
 
 
@@ -68,7 +62,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def render(record: Record) -> str:
     """The whole report in Markdown."""
     parts = ["**Linear probe, top-1 (counts: exact match)**, per cent", accuracy_table(record), verdict_table(record)]
-    parts.append("\n".join(f"- {sentence}" for sentence in transfer_sentences(record)))
     if any("knn_accuracy" in entry for entry in record["evaluations"]):
         parts.append("**kNN, top-1**, per cent")
         parts += [accuracy_table(record, "knn_accuracy"), verdict_table(record, "knn_accuracy")]
@@ -152,19 +145,6 @@ def verdict_table(record: Record, metric: str = "accuracy") -> str:
                 spread = {None: NONE, True: "yes", False: "no"}[found.is_larger_than_spread]
                 rows.append([method, task, f"{100 * found.mean:+.2f}", spread, verdict(found)])
     return table(["against I-JEPA", "data set", "points", "beyond the seeds' spread", "verdict"], rows)
-
-
-def transfer_sentences(record: Record) -> list[str]:
-    """In-domain against out-of-domain gains over I-JEPA, one sentence for each method and task."""
-    sentences = []
-    for method in sparse_methods(record) if record.get("in_domain") else ():
-        gain = difference(record, record["in_domain"], method)
-        for task in record["out_of_domain"]:
-            other = difference(record, task, method)
-            if gain is not None and other is not None:
-                sentence = transfer_gain(gain, other).sentence()
-                sentences.append(f"{method}, {record['in_domain']} → {task}: {sentence}.")
-    return sentences
 
 
 def training_table(record: Record) -> str:

@@ -1,5 +1,5 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
-"""An encoder's figures on a task are kept once made, tried again where they failed, and the same with or without cache."""
+"""An encoder's figures on a task are kept once made, tried again where they failed, and the same with a cache."""
 
 from dataclasses import replace
 

@@ -11,7 +11,6 @@ from examples.reproduce.paper_table import (
     plot,
     render,
     render_short,
-    transfer_sentences,
     verdict_table,
 )
 
@@ -48,8 +47,6 @@ def make_record(gain=0.02, spread=0.001):
         "seeds": [0, 1, 2],
         "runs": runs,
         "evaluations": evaluations,
-        "in_domain": "cifar100",
-        "out_of_domain": ["mine"],
     }
 
 
@@ -121,12 +118,6 @@ def test_a_method_with_no_finished_seed_is_not_measured():
     record = make_record()
     record["evaluations"] = [c for c in record["evaluations"] if (c["method"], c["task"]) != ("SparseJEPA", "mine")]
     assert "not measured" in verdict_table(record).splitlines()[3]
-
-
-def test_the_transfer_sentence_compares_the_gain_in_and_outside_the_domain():
-    (sentence,) = transfer_sentences(make_record())
-    assert sentence.startswith("SparseJEPA, cifar100 → mine: the gain turns into a loss")
-    assert transfer_sentences({**make_record(), "in_domain": None}) == []
 
 
 def test_the_report_says_what_a_stand_in_is_not_and_what_was_left_out():
