@@ -95,7 +95,7 @@ def start(queue: Path, folder: Path, dataset: str | None) -> None:
     begun, worktree = begin(queue, folder, dataset), folder / "worktree"
     if dataset not in (None, begun["dataset"]):
         raise SystemExit(f"It was begun with --dataset {begun['dataset']}; leave --dataset out, or delete {folder}.")
-    # A queue whose file names no command was begun from a commit that has the queue in this script.
+    # The file of an older queue names no command: the commit that it was begun from has the queue in this script.
     entry = begun.get("command", ["examples/train_queue.py"])
     paths = [str(worktree / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
     with (folder / "log.txt").open("a", encoding="utf-8") as log:
@@ -119,7 +119,7 @@ def begin(queue: Path, folder: Path, dataset: str | None) -> dict[str, Any]:
     begun, worktree = folder / "queue.json", folder / "worktree"
     if begun.is_file():
         fixed = json.loads(begun.read_text(encoding="utf-8"))
-        # A fresh clone of the checkout, around runs that were kept, does not know the worktree.
+        # A fresh clone that was put around runs that were kept does not know the worktree.
         found = git("-C", str(worktree), "rev-parse", "--show-toplevel", "HEAD", check=False).splitlines()
         if found != [str(worktree), fixed["commit"]]:
             add_worktree(worktree, fixed["commit"])

@@ -30,7 +30,7 @@ IJEPA_OPTIONS: dict[str, Any] = {"use_grouping": False}
 _REPORTING = {"output_dir", "logging_dir", "run_name", "disable_tqdm", "report_to", "knn_steps", "probe"}
 _REPORTING |= {"logging_steps", "save_strategy", "save_steps", "save_total_limit", "dataloader_num_workers"}
 # Without the grouping these have no effect.
-_OF_THE_GROUPING = {"sparsity_weight", "kl_weight", "latent_residual"}
+_OF_THE_GROUPING = {"sparsity_weight", "kl_weight", "latent_position", "latent_residual"}
 # Taken from the last line of the log that has them.
 _LAST_VALUES = ("prediction_loss", "kl_loss", "rankme", "target_std", "zero_columns", "groups_per_living_latent")
 _LAST_VALUES += ("selectivity", "dead_latents", "dead_groups", "mean_column_norm", "generator_norm")
