@@ -10,7 +10,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -167,12 +167,12 @@ def measure(
     evaluations = []
     with tqdm(total=len(sources) * len(found), desc="Probing", unit="encoder") as bar:
         for task in found:
-            for method, seed, make_encoder in sources:
+            for method, encoder_seed, make_encoder in sources:
                 figures = evaluator.evaluate(make_encoder, task)
                 # Only the commit is kept of where an evaluation was made: it may be an earlier one's.
                 about = {"commit": figures["provenance"]["commit"]} if "provenance" in figures else {}
                 kept = {name: value for name, value in figures.items() if name not in ("provenance", "encoder")}
-                evaluations.append({"task": task.name, "method": method, "seed": seed, **kept, **about})
+                evaluations.append({"task": task.name, "method": method, "seed": encoder_seed, **kept, **about})
                 bar.update()
     return {
         **origin,
@@ -213,7 +213,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
     return record
 
 
-def values_by_seed(record: Record, task: str, method: str, metric: str = "accuracy") -> dict[int, float]:
+def values_by_seed(record: Record, task: str, method: str, metric: str = "accuracy") -> dict[Hashable, float]:
     """A metric of one method's finished evaluations on a task, by seed; -1 stands for no seed (raw pixels)."""
     return {
         -1 if entry["seed"] is None else entry["seed"]: entry[metric]
@@ -222,7 +222,7 @@ def values_by_seed(record: Record, task: str, method: str, metric: str = "accura
     }
 
 
-def last_values(record: Record, method: str, name: str) -> dict[int, float]:
+def last_values(record: Record, method: str, name: str) -> dict[Hashable, float]:
     """The last logged value of a quantity in each of a method's runs, by seed."""
     runs = [run for run in record["runs"] if run["method"] == method and name in run.get("last", {})]
     return {run["seed"]: run["last"][name] for run in runs}

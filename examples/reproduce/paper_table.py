@@ -11,7 +11,7 @@ Flags that are not listed here go to every pre-training run. Into a page the who
 `<!-- results/paper_table.json -->` and `<!-- end -->`, a short table after `<!-- results/paper_table.json#short -->`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 from sparsejepa_hf.evaluation import PairedDifference, paired_difference, summarize, verdict
@@ -115,7 +115,7 @@ def _accuracy(record: Record, task: str, method: str, metric: str) -> str:
     return _mean(values_by_seed(record, task, method, metric)) + (f" ({failed} failed)" if failed else "")
 
 
-def _mean(values: dict[int, float]) -> str:
+def _mean(values: dict[Hashable, float]) -> str:
     summary = summarize(values) if values else None
     return NONE if summary is None else mean_and_std(summary.mean, summary.std)
 
@@ -129,7 +129,7 @@ def sparse_methods(record: Record) -> list[str]:
 def difference(record: Record, task: str, method: str, metric: str = "accuracy") -> PairedDifference | None:
     """`method` minus I-JEPA over the seeds that both have, or None if they share none."""
     baseline, values = (values_by_seed(record, task, name, metric) for name in (IJEPA, method))
-    shared = sorted(baseline.keys() & values.keys())
+    shared = [seed for seed in baseline if seed in values]
     return paired_difference({s: baseline[s] for s in shared}, {s: values[s] for s in shared}) if shared else None
 
 

@@ -314,7 +314,8 @@ def describe(state: Path, alive: bool) -> list[str]:
     width, lines, hours, unknown = max(len(row["name"]) for row in rows), [], 0.0, 0
     for row, trainer in zip(rows, trainers, strict=True):
         is_lost = row["state"] == RUNNING and not alive
-        done, last = trainer.get("epoch", 0.0), {}
+        done = trainer.get("epoch", 0.0)
+        last: dict[str, Any] = {}
         for entry in trainer.get("log_history", []):
             last |= entry
         line = f"{row['name']:<{width}}  seed {row['seed']}  {WAITING if is_lost else row['state']:<8}  "

@@ -32,8 +32,15 @@ _REPORTING |= {"logging_steps", "save_strategy", "save_steps", "save_total_limit
 # Without the grouping these have no effect.
 _OF_THE_GROUPING = {"sparsity_weight", "kl_weight", "latent_position", "latent_residual"}
 # Taken from the last line of the log that has them.
-_LAST_VALUES = ("prediction_loss", "kl_loss", "rankme", "target_std", "zero_columns", "groups_per_living_latent")
-_LAST_VALUES += ("selectivity", "dead_latents", "dead_groups", "mean_column_norm", "generator_norm")
+_LAST_VALUES: tuple[str, ...] = ("prediction_loss", "kl_loss", "rankme", "target_std", "zero_columns")
+_LAST_VALUES += (
+    "groups_per_living_latent",
+    "selectivity",
+    "dead_latents",
+    "dead_groups",
+    "mean_column_norm",
+    "generator_norm",
+)
 _LAST_VALUES += ("group_gradient_norm", "kkt_residual_zero", "kkt_residual_nonzero")
 
 
