@@ -2,32 +2,15 @@
 """Runs are made once, taken up again, told apart by their options, and fail alone."""
 
 import json
-import sys
-from pathlib import Path
+import subprocess
+import threading
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
-from sparsejepa_hf.experiments import SPARSEJEPA, PreTrainingFailed, Run, Runs
-
-
-PRETRAIN = Path(__file__).parents[2] / "examples" / "pretrain.py"
-# Stands in for a run: writes what a run writes, with the loss and the failure that its seed asks for.
-FAKE = """
-import json, pathlib
-from sparsejepa_hf.training.command_line import parse_options
-from sparsejepa_hf.training.pretraining import OPTION_TYPES, write_options
-options = parse_options(OPTION_TYPES)
-folder = pathlib.Path(options[2].output_dir)
-with (folder / "starts").open("a") as starts:
-    starts.write("x" + ("r" if options[2].resume_from_checkpoint else ""))
-write_options(str(folder), *options)
-if options[2].seed == 13:
-    raise RuntimeError("thirteen is unlucky")
-(folder / "trainer_state.json").write_text(json.dumps({"log_history": [{"rankme": 1.0}, {"rankme": options[2].seed}]}))
-results = {"provenance": {}, "train_metrics": {"train_runtime": 1.5}, "num_train_examples": 32}
-(folder / "pretraining_results.json").write_text(json.dumps(results))
-"""
+from examples.reproduce import runs as module
+from examples.reproduce.runs import IJEPA, IJEPA_OPTIONS, SPARSEJEPA, PreTrainingFailed, Run, Runs, as_options
 
 
 @pytest.fixture
@@ -38,10 +21,8 @@ def recipe(tmp_path, make_recipe):
 
 
 @pytest.fixture
-def make_runs(tmp_path, recipe, runs_in_process):
-    script = tmp_path / "fake.py"
-    script.write_text(FAKE)
-    return lambda **options: Runs(recipe, [sys.executable, str(script)], tmp_path / "runs", **options)
+def make_runs(tmp_path, recipe, fake_command):
+    return lambda **options: Runs(recipe, fake_command, tmp_path / "runs", **options)
 
 
 def starts(folder):
@@ -64,6 +45,18 @@ def test_how_a_run_reports_does_not_make_it_another_run(make_runs):
     assert again.checkpoint == record.checkpoint
 
 
+def test_without_the_grouping_its_regularisers_tell_no_runs_apart(make_runs):
+    """A baseline that was made with λ = 0 stands for any recipe's, and the other way round."""
+    zeros = {"sparsity_weight": 0, "kl_weight": 0, "latent_residual": False}
+    (old,) = make_runs().make([Run(IJEPA, 3, {**IJEPA_OPTIONS, **zeros})])
+    (same,) = make_runs().make([Run(IJEPA, 3, IJEPA_OPTIONS)])
+    (other,) = make_runs().make([Run(SPARSEJEPA, 3, zeros)])
+    assert same.checkpoint == old.checkpoint != other.checkpoint
+    runs = make_runs()
+    folders = [runs.folder_of(Run(IJEPA, 3, {}), {"use_grouping": False, "kl_weight": value}) for value in (0, 1)]
+    assert folders[0] == folders[1], "an interrupted one goes on, too"
+
+
 def test_runs_whose_names_look_alike_have_folders_of_their_own(make_runs):
     runs = [Run("SparseJEPA, λ = 0", 3, {"sparsity_weight": 0}), Run("SparseJEPA, β = 0", 3, {"kl_weight": 0})]
     first, second = make_runs().make(runs)
@@ -72,13 +65,13 @@ def test_runs_whose_names_look_alike_have_folders_of_their_own(make_runs):
 
 
 @pytest.mark.parametrize("name", ["pretraining_results.json", "pretraining_options.yaml", "trainer_state.json"])
-@pytest.mark.parametrize("left", ["", "{", "[]"])
-def test_a_run_cut_off_while_it_wrote_is_made_again(make_runs, name, left):
+def test_a_run_cut_off_while_it_wrote_is_made_again(make_runs, name):
     run = Run(SPARSEJEPA, 3, {})
     (record,) = make_runs().make([run])
-    (record.checkpoint / name).write_text(left)
-    (again,) = make_runs().make([run])
-    assert again.last == {"rankme": 3} and starts(again.checkpoint) == "xx"
+    for count, left in enumerate(("", "{", "[]"), start=2):
+        (record.checkpoint / name).write_text(left)
+        (again,) = make_runs().make([run])
+        assert again.last == {"rankme": 3} and starts(again.checkpoint) == "x" * count
 
 
 def test_a_run_that_fails_says_why_and_leaves_the_others_alone(make_runs, hear_warnings):
@@ -125,3 +118,31 @@ def test_impossible_options_are_refused_before_anything_runs(make_runs, tmp_path
 def test_a_record_says_nothing_of_the_machine_s_folders(make_runs, tmp_path):
     (record,) = make_runs().make([Run(SPARSEJEPA, 3, {})])
     assert str(tmp_path) not in json.dumps(record.to_dict())
+
+
+def test_a_launcher_that_is_not_there_fails_the_run_with_its_name(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "subprocess", subprocess)
+    (failed,) = Runs(recipe, ["no-such-launcher"], tmp_path / "runs").make([Run(SPARSEJEPA, 3, {})])
+    assert "no-such-launcher" in str(failed)
+
+
+def test_runs_go_side_by_side_with_their_threads(recipe, tmp_path, monkeypatch):
+    """The barrier opens only if two are under way."""
+    barrier, threads = threading.Barrier(2), []
+
+    def run(command, env, **options):
+        barrier.wait(timeout=60)
+        threads.append(env["OMP_NUM_THREADS"])
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(module, "subprocess", SimpleNamespace(run=run, STDOUT=None))
+    made = Runs(recipe, [], tmp_path / "runs", jobs=2, threads=1).make([Run(SPARSEJEPA, seed, {}) for seed in (0, 1)])
+    assert threads == ["1", "1"] and all("exit status 1" in str(failed) for failed in made)
+
+
+def test_flags_that_a_script_does_not_know_become_options():
+    words = ["--max_steps", "4", "--target_aspect_ratio", "0.5", "2", "--dataset=a=b"]
+    assert as_options(words) == {"max_steps": "4", "target_aspect_ratio": ["0.5", "2"], "dataset": "a=b"}
+    for wrong in (["4"], ["--max_steps"], ["--max_steps", "--seed", "1"]):
+        with pytest.raises(ValueError, match="expected --"):
+            as_options(wrong)

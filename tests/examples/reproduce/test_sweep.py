@@ -3,7 +3,7 @@
 
 import pytest
 
-from sparsejepa_hf.experiments.sparsity_sweep import OF_W, axis_points, falls_at, peak, plot, point, point_name, render
+from examples.reproduce.sweep import OF_W, axis_points, falls_at, peak, plot, point, point_name, render
 
 
 LAMBDAS = [0, 0.01, 0.1, 1.0]
@@ -13,17 +13,18 @@ def make_record(validation=(0.20, 0.22, 0.25, 0.10), test=(0.5, 0.4, 0.3, 0.2), 
     names = {0.1: "SparseJEPA"} | {v: point_name({"sparsity_weight": v}) for v in LAMBDAS if v != 0.1}
     accuracies = {names[v]: pair for v, pair in zip(LAMBDAS, zip(validation, test, strict=True), strict=True)}
     accuracies["I-JEPA"] = (ijepa, 0.35)
-    cells, runs = [], []
+    evaluations, runs = [], []
     for method, (held_out, tested) in accuracies.items():
         for seed in range(seeds):
             noise = 0.01 * (seed - (seeds - 1) / 2)
             figures = {"validation_accuracy": held_out + noise, "accuracy": tested, "knn_accuracy": 0.1}
-            cells.append({"task": "cifar100", "method": method, "seed": seed, **figures})
-            last = {} if method == "I-JEPA" else {name: place + 0.5 for place, name in enumerate(OF_W)}
+            evaluations.append({"task": "cifar100", "method": method, "seed": seed, **figures})
+            of_w = enumerate(("zero_columns", *OF_W.values()))
+            last = {} if method == "I-JEPA" else {name: place + 0.5 for place, name in of_w}
             runs.append({"method": method, "seed": seed, "last": last, "train_seconds": 1.0})
     return {
         "tasks": {"cifar100": {}},
-        "evaluations": cells,
+        "evaluations": evaluations,
         "runs": runs,
         "axes": {"sparsity_weight": LAMBDAS},
         "base": {"sparsity_weight": 0.1},
@@ -54,9 +55,9 @@ def test_numbers_are_walked_in_their_order_not_as_they_were_typed():
 
 
 def test_a_point_is_the_mean_over_its_seeds():
-    p = point(make_record(), "SparseJEPA")
-    assert (p.validation, p.test, p.seeds) == (pytest.approx(0.25), pytest.approx(0.3), 2)
-    assert p.validation_std == pytest.approx(0.01 / 2**0.5)
+    p = point(make_record(), "SparseJEPA", "0.1")
+    assert (p["validation"], p["test"], p["seeds"]) == (pytest.approx(0.25), pytest.approx(0.3), 2)
+    assert p["validation_std"] == pytest.approx(0.01 / 2**0.5)
 
 
 def test_the_peak_is_chosen_on_the_validation_part_alone():
@@ -102,11 +103,11 @@ def test_variants_are_ranked_beside_the_recipe():
 def test_a_point_that_failed_is_shown_as_not_measured():
     record = make_record()
     name = point_name({"sparsity_weight": 0})
-    record["evaluations"] = [c | {"failed": "x"} if c["method"] == name else c for c in record["evaluations"]]
-    for cell in record["evaluations"]:
-        if "failed" in cell:
-            del cell["validation_accuracy"], cell["accuracy"], cell["knn_accuracy"]
-    assert axis_points(record, "sparsity_weight")[0].validation is None
+    for entry in record["evaluations"]:
+        if entry["method"] == name:
+            del entry["validation_accuracy"], entry["accuracy"], entry["knn_accuracy"]
+            entry["failed"] = "x"
+    assert axis_points(record, "sparsity_weight")[0]["validation"] is None
     assert "| 0 | – | – | – |" in render(record)
 
 
