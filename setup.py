@@ -43,7 +43,11 @@ setup(
     package_dir={"": "src"},
     packages=find_packages("src"),
     # `evaluate` loads a metric from a folder of its own, which is no package.
-    package_data={"sparsejepa_hf": ["py.typed"], "sparsejepa_hf.evaluation.metrics": ["*/*.py"]},
+    package_data={
+        "sparsejepa_hf": ["py.typed"],
+        "sparsejepa_hf.evaluation": ["tasks.yaml"],
+        "sparsejepa_hf.evaluation.metrics": ["*/*.py"],
+    },
     python_requires=">=3.10",
     install_requires=INSTALL_REQUIRES,
     extras_require={

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from examples.reproduce.queue import read_queue
 from sparsejepa_hf import SparseJEPAConfig
-from sparsejepa_hf.experiments.run_queue import read_queue
 from sparsejepa_hf.masking import MultiBlockMaskSampler
 from sparsejepa_hf.training.command_line import parse_options
 from sparsejepa_hf.training.finetuning import OPTION_TYPES as FINE_TUNING_OPTION_TYPES

@@ -3,8 +3,7 @@
 
 from .encoders import VisionEncoder, load_encoder
 from .evaluator import Evaluator, ProbeSettings
-from .feature_store import FeatureSet, extract_feature_set
-from .features import extract_features, pixel_features
+from .features import FeatureSet, extract_feature_set, extract_features, pixel_features
 from .knn import KNNGridResult, knn_accuracy, knn_grid, knn_predict
 from .metrics import (
     METRICS,

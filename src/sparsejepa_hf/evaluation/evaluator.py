@@ -21,7 +21,7 @@ from transformers.utils import logging
 from ..data.images import UndecodableImageError, to_rgb
 from ..records import provenance
 from .encoders import PIXELS, VisionEncoder
-from .feature_store import FeatureSet, extract_feature_set
+from .features import FeatureSet, extract_feature_set
 from .knn import DEFAULT_KS, DEFAULT_TEMPERATURES, knn_grid
 from .metrics import alpha_req, feature_sparsity, rankme
 from .probes import LinearProbeResult, count_probe, duplicate_rows, image_hashes, linear_probe, low_shot_probe
