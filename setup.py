@@ -43,7 +43,11 @@ setup(
     package_dir={"": "src"},
     packages=find_packages("src"),
     # `evaluate` loads a metric from a folder of its own, which is no package.
-    package_data={"sparsejepa_hf": ["py.typed"], "sparsejepa_hf.evaluation.metrics": ["*/*.py"]},
+    package_data={
+        "sparsejepa_hf": ["py.typed"],
+        "sparsejepa_hf.evaluation.metrics": ["*/*.py"],
+        "sparsejepa_hf.training": ["model_card_template.md"],
+    },
     python_requires=">=3.10",
     install_requires=INSTALL_REQUIRES,
     extras_require={

@@ -124,12 +124,7 @@ class Recorder(TrainerCallback):
 def make_small_config() -> Callable[..., SparseJEPAConfig]:
     """Builds configurations of width 32 with one layer on a 4x4 grid."""
 
-    def build(**overrides: Any) -> SparseJEPAConfig:
-        if overrides.get("use_grouping") is False:
-            overrides = {"sparsity_weight": 0.0, "kl_weight": 0.0, **overrides}
-        return SparseJEPAConfig(**{**SMALL, **overrides})
-
-    return build
+    return lambda **overrides: SparseJEPAConfig(**{**SMALL, **overrides})
 
 
 @pytest.fixture(scope="session")

@@ -17,9 +17,6 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from sparsejepa_hf.training.command_line import parse_options
-from sparsejepa_hf.training.pretraining import OPTION_TYPES, pretrain
-
 
 ROOT = Path(__file__).parents[2]
 EPOCHS = 24
@@ -118,7 +115,7 @@ def test_a_killed_and_a_stopped_queue_go_on_to_the_bit_from_the_commit_that_it_b
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     flags = [str(checkout / "tiny.yaml"), "--seed", "3", "--output_dir", str(tmp_path / "whole"), "--probe", "false"]
-    pretrain(*parse_options(OPTION_TYPES, flags))
+    runpy.run_path(str(ROOT / "examples" / "pretrain.py"))["main"](flags)
     torch.set_num_threads(threads)
     whole, resumed = (load_file(path / "model.safetensors") for path in (tmp_path / "whole", run))
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)

@@ -15,8 +15,7 @@ PRETRAIN = Path(__file__).parents[2] / "examples" / "pretrain.py"
 # Stands in for a run: writes what a run writes, with the loss and the failure that its seed asks for.
 FAKE = """
 import json, pathlib
-from sparsejepa_hf.training.command_line import parse_options
-from sparsejepa_hf.training.pretraining import OPTION_TYPES, write_options
+from sparsejepa_hf.training.options import OPTION_TYPES, parse_options, write_options
 options = parse_options(OPTION_TYPES)
 folder = pathlib.Path(options[2].output_dir)
 with (folder / "starts").open("a") as starts:

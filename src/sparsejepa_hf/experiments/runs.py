@@ -16,8 +16,7 @@ import yaml
 from transformers.utils import logging
 
 from ..training.checkpoints import last_complete_checkpoint
-from ..training.command_line import parse_options
-from ..training.pretraining import OPTION_TYPES, resolved_options
+from ..training.options import OPTION_TYPES, parse_options, resolved_options
 
 
 logger = logging.get_logger(__name__)
