@@ -1,6 +1,7 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """Fixtures: tiny trainers and runs on a 4x4 grid, and what one reads off them."""
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ from sparsejepa_hf import SparseJEPAConfig
 from sparsejepa_hf.modeling_sparsejepa import SparseJEPAForPreTraining
 from sparsejepa_hf.training import SparseJEPATrainer, SparseJEPATrainingArguments
 
+
+# Every train() collects garbage, which takes a second where it goes through all that the libraries hold, and a tenth of
+# it where that is set aside.
+gc.freeze()
 
 SIZES: dict[str, Any] = {
     "image_size": 16,
