@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from sparsejepa_hf import PRESETS, SparseJEPAConfig, SparseJEPAForPreTraining
 
 
-# Width, depth, heads and MLP width of the published ViTs (ViT: arXiv 2010.11929, DeiT: arXiv 2012.12877), and of a smaller one.
+# Width, depth, heads and MLP width of a small ViT and of the published ones (arXiv 2010.11929, 2012.12877).
 VITS = {
     "vit-micro": (96, 3, 3, 384),
     "vit-tiny": (192, 12, 3, 768),

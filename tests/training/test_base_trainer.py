@@ -5,9 +5,11 @@ import json
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, TrainerCallback
 
 from sparsejepa_hf import (
@@ -16,8 +18,11 @@ from sparsejepa_hf import (
 from sparsejepa_hf.data import (
     StreamingImageDataset,
     build_scenes,
+    normalize_images,
+    resize_to_square,
+    to_rgb,
 )
-from sparsejepa_hf.training import NonFiniteLossError
+from sparsejepa_hf.training import NonFiniteLossError, image_processor
 from sparsejepa_hf.training import callbacks as steps
 from sparsejepa_hf.training.checkpoints import last_complete_checkpoint
 from sparsejepa_hf.training.proximal import AVERAGE_GRADIENT
@@ -467,3 +472,42 @@ def test_a_saved_run_loads_without_a_warning(make_trainer, hear_warnings):
     trainer.save_model()
     AutoModel.from_pretrained(trainer.args.output_dir)
     assert not [message for message in hear_warnings.messages if "Configuration keys" in message]
+
+
+# ---- data in and weights out ----
+
+
+def test_weights_that_are_not_finite_are_not_saved(make_trainer, tmp_path):
+    trainer = make_trainer()
+    with torch.no_grad():
+        trainer.model.sparsejepa.predictor.trunk.mask_token.fill_(torch.inf)
+    with pytest.raises(NonFiniteLossError, match="weights are no longer finite"):
+        trainer.save_model(str(tmp_path / "broken"))
+    assert not (tmp_path / "broken").exists()
+
+
+def test_every_held_out_image_is_evaluated(make_trainer, make_dataset):
+    """Eleven images in batches of eight: the loader gives the last three too."""
+    trainer = make_trainer(eval_dataset=make_dataset(11), dataloader_drop_last=True)
+    assert sum(len(batch["pixel_values"]) for batch in trainer.get_eval_dataloader()) == 11
+    assert trainer.args.dataloader_drop_last
+
+
+def test_a_data_set_of_raw_images_is_refused_with_the_way_to_wrap_it(make_trainer):
+    raw = datasets.Dataset.from_dict({"image": [b""], "label": [0]})
+    with pytest.raises(ValueError, match=r"columns \['image', 'label'\].*build_image_dataset"):
+        make_trainer(train_dataset=raw)
+
+
+@pytest.mark.parametrize(("mode", "size"), [("RGB", (16, 16)), ("RGB", (48, 32)), ("L", (32, 64)), ("P", (32, 32))])
+def test_the_saved_image_processor_does_what_held_out_images_went_through(mode, size, tmp_path):
+    """Whole multiples of the model's side, which no rounding can tell apart."""
+    generator = np.random.default_rng(1)
+    image = Image.fromarray(generator.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).convert(mode)
+    mean, std = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
+    image_processor((16, 16), mean, std).save_pretrained(tmp_path)
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    processed = processor(images=image, return_tensors="pt")["pixel_values"][0]
+    pixels = torch.from_numpy(resize_to_square(to_rgb(image), 16).copy())
+    # One level of 255 is the rounding of either resize.
+    assert (processed - normalize_images(pixels, mean, std)).abs().max() <= 1.01 / 255 / min(std)

@@ -496,3 +496,26 @@ class TestDataOnDevice:
         for dataset in (scenes, make_dataset()):
             with pytest.raises(ValueError, match="cache=True"):
                 make_trainer(train_dataset=dataset, data_on_device=True)
+
+
+# ---- what the model sees ----
+
+
+def test_targets_carry_no_dropout_noise(make_trainer):
+    """Two passes in training mode agree on the targets, not on the predictions."""
+    model = make_trainer(
+        config={"hidden_dropout_prob": 0.5, "use_grouping": False, "sparsity_weight": 0, "kl_weight": 0}
+    ).model
+    model.train()
+    images = torch.randn(2, 3, 16, 16)
+    context, target = torch.tensor([[0, 1, 2]] * 2), torch.tensor([[[8, 9]]] * 2)
+    first, second = (model(images, context, target) for _ in range(2))
+    assert torch.equal(first.target_hidden_state, second.target_hidden_state)
+    assert not torch.equal(first.predictor_output.last_hidden_state, second.predictor_output.last_hidden_state)
+
+
+def test_under_autocast_the_residual_stream_keeps_the_weights_precision(make_trainer):
+    model = make_trainer().model
+    with torch.autocast("cpu", torch.bfloat16):
+        embeddings = model.sparsejepa.context_encoder.embeddings(torch.randn(1, 3, 16, 16))
+    assert embeddings.dtype == torch.float32
