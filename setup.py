@@ -47,6 +47,7 @@ setup(
         "sparsejepa_hf": ["py.typed"],
         "sparsejepa_hf.evaluation": ["tasks.yaml"],
         "sparsejepa_hf.evaluation.metrics": ["*/*.py"],
+        "sparsejepa_hf.training": ["model_card_template.md"],
     },
     python_requires=">=3.10",
     install_requires=INSTALL_REQUIRES,

@@ -36,7 +36,7 @@ from sparsejepa_hf.masking import MultiBlockMaskSampler
 from sparsejepa_hf.modeling_sparsejepa import SparseJEPAForPreTraining
 from sparsejepa_hf.records import NONE, table
 from sparsejepa_hf.training import SparseJEPATrainer, SparseJEPATrainingArguments
-from sparsejepa_hf.training.trainer import AUGMENTATION_STREAM
+from sparsejepa_hf.training.base_trainer import AUGMENTATION_STREAM
 
 from .alternatives.mask_collator import MultiBlockMaskCollator
 from .alternatives.pil_pipeline import PILImages, build_loader, build_transform, folder_images

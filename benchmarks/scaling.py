@@ -32,7 +32,7 @@ from sparsejepa_hf.data import build_image_dataset, load_image_dataset
 from sparsejepa_hf.masking import MultiBlockMaskSampler
 from sparsejepa_hf.modeling_sparsejepa import SparseJEPAForPreTraining
 from sparsejepa_hf.records import table
-from sparsejepa_hf.training.command_line import DataArguments
+from sparsejepa_hf.training.options import DataArguments
 
 from .harness.bare_step import BareStep
 from .harness.memory import peak_resident_bytes, peak_tensor_bytes, reset_peak_resident, resident_bytes

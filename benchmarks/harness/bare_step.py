@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from sparsejepa_hf import SparseJEPAForPreTraining
-from sparsejepa_hf.training.autocast_weights import AutocastWeights
 from sparsejepa_hf.training.ema import ema_update_
+from sparsejepa_hf.training.precision import AutocastWeights
 from sparsejepa_hf.training.proximal import group_lasso_step_, hold_scales_
 
 

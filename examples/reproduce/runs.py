@@ -16,8 +16,7 @@ import yaml
 from transformers.utils import logging
 
 from sparsejepa_hf.training.checkpoints import last_complete_checkpoint
-from sparsejepa_hf.training.command_line import parse_options
-from sparsejepa_hf.training.pretraining import OPTION_TYPES, resolved_options
+from sparsejepa_hf.training.options import OPTION_TYPES, parse_options, resolved_options
 
 
 logger = logging.get_logger(__name__)

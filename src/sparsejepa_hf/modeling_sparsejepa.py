@@ -873,6 +873,11 @@ class SparseJEPAForPreTraining(SparseJEPAPreTrainedModel):
         self.sparsejepa = SparseJEPAModel(config)
         self.post_init()
 
+    @property
+    def group_weight(self) -> nn.Parameter | None:
+        """W (G, p, K), or None without grouping."""
+        return self.sparsejepa.predictor.grouping.group_weight if self.config.use_grouping else None
+
     def get_input_embeddings(self) -> nn.Module:
         return self.sparsejepa.get_input_embeddings()
 

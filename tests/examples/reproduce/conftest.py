@@ -9,8 +9,7 @@ import pytest
 # Writes what a run writes, at once: its options, one checkpoint's worth of logs, its results. Seed 13 fails.
 FAKE = """
 import json, pathlib
-from sparsejepa_hf.training.command_line import parse_options
-from sparsejepa_hf.training.pretraining import OPTION_TYPES, write_options
+from sparsejepa_hf.training.options import OPTION_TYPES, parse_options, write_options
 options = parse_options(OPTION_TYPES)
 folder = pathlib.Path(options[2].output_dir)
 with (folder / "starts").open("a") as starts:

@@ -8,8 +8,13 @@ import pytest
 import yaml
 
 from sparsejepa_hf import PRESETS, SparseJEPAConfig
-from sparsejepa_hf.training.command_line import DataArguments, ModelArguments, parse_options
-from sparsejepa_hf.training.pretraining import OPTION_TYPES, write_options
+from sparsejepa_hf.training.options import (
+    OPTION_TYPES,
+    DataArguments,
+    ModelArguments,
+    parse_options,
+    write_options,
+)
 
 
 @pytest.fixture
