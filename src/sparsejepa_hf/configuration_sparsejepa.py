@@ -8,7 +8,6 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
-from transformers.activations import ACT2FN
 from transformers.utils import logging
 
 
@@ -160,6 +159,10 @@ class SparseJEPAConfig(PreTrainedConfig):
     """
 
     model_type = "sparsejepa"
+    # For AutoImageProcessor, where a checkpoint's processor file names no class.
+    image_processor_type = "ViTImageProcessor"
+    # A saved checkpoint carries its code, for trust_remote_code=True where this package is not installed.
+    _auto_class = "AutoConfig"
 
     hidden_size: int = 192
     num_hidden_layers: int = 12
@@ -315,6 +318,9 @@ class SparseJEPAConfig(PreTrainedConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a finite number above 0.")
 
     def _check_choices(self) -> None:
+        # Not at the top: `import sparsejepa_hf` would take a third longer.
+        from transformers.activations import ACT2FN
+
         choices = {
             "predictor_type": ("transformer", "mlp"),
             "latent_position": ("predictor", "encoder"),

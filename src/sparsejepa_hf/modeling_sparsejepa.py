@@ -707,6 +707,8 @@ class SparseJEPAModel(SparseJEPAPreTrainedModel):
     context encoder.
     """
 
+    _auto_class = "AutoModel"
+
     def __init__(self, config: SparseJEPAConfig):
         super().__init__(config)
         self.context_encoder = SparseJEPAEncoder(config)
@@ -868,6 +870,8 @@ class SparseJEPAForPreTraining(SparseJEPAPreTrainedModel):
     # The loss is a mean over the batch, so the Trainer must divide it by the accumulation steps itself.
     accepts_loss_kwargs = False
 
+    _auto_class = "AutoModelForPreTraining"
+
     def __init__(self, config: SparseJEPAConfig):
         super().__init__(config)
         self.sparsejepa = SparseJEPAModel(config)
@@ -983,6 +987,8 @@ class SparseJEPAForImageClassification(SparseJEPAPreTrainedModel):
     accepts_loss_kwargs = False
 
     _keys_to_ignore_on_load_unexpected = SparseJEPAVisionModel._keys_to_ignore_on_load_unexpected
+
+    _auto_class = "AutoModelForImageClassification"
 
     def __init__(self, config: SparseJEPAConfig):
         super().__init__(config)
