@@ -31,8 +31,22 @@ _BASE_ARGUMENTS = {
     "use_cache",
 }
 
-# Encoders as in DeiT and ViT (arXiv 2012.12877, 2010.11929); predictors as in I-JEPA where it states them.
+# Encoders as in DeiT and ViT (arXiv 2012.12877, 2010.11929), except vit-micro, which trains on a CPU; predictors as in
+# I-JEPA where it states them.
 PRESETS: dict[str, dict[str, Any]] = {
+    "vit-micro": {
+        "hidden_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 3,
+        "intermediate_size": 384,
+        "image_size": 32,
+        "patch_size": 4,
+        "predictor_hidden_size": 48,
+        "predictor_num_hidden_layers": 2,
+        "predictor_num_attention_heads": 3,
+        "num_groups": 8,
+        "num_latents": 64,
+    },
     "vit-tiny": {
         "hidden_size": 192,
         "num_hidden_layers": 12,
@@ -199,7 +213,7 @@ class SparseJEPAConfig(PreTrainedConfig):
     sparsity_mode: str = "proximal"
     kl_weight: float | int = 0.0
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         self._refuse_unknown(kwargs)
         if self.predictor_intermediate_size is None:
             self.predictor_intermediate_size = 4 * self.predictor_hidden_size
@@ -211,7 +225,7 @@ class SparseJEPAConfig(PreTrainedConfig):
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> "SparseJEPAConfig":
-        """A configuration by name: `vit-tiny`, `vit-small`, `vit-base`, `vit-large` or `vit-huge`.
+        """A configuration by name: `vit-micro`, `vit-tiny`, `vit-small`, `vit-base`, `vit-large` or `vit-huge`.
 
         Raises:
             ValueError: if there is no such preset, or an override is impossible.
@@ -221,7 +235,7 @@ class SparseJEPAConfig(PreTrainedConfig):
         return cls(**{**PRESETS[name], **overrides})
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in transformers; unknown keys of a file (from another version, say) are left out with a warning."""
         unknown = cls._unknown(config_dict)
         dropped = sorted(unknown - cls._misspelt(unknown))
