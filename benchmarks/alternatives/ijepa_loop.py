@@ -140,7 +140,7 @@ class StraightforwardLoop(Loop):
         _copy_encoder(ours.target_encoder, self.target_encoder)
         trunk = ours.predictor.trunk
         self.predictor.embed.load_state_dict(trunk.embed.state_dict())
-        self.predictor.head.load_state_dict(ours.predictor.grouping.projection.state_dict())
+        self.predictor.head.load_state_dict(ours.predictor.head.projection.state_dict())
         self.predictor.norm.load_state_dict(trunk.layernorm.state_dict())
         self.predictor.mask_token.data.copy_(trunk.mask_token.data[0])
         copy_layers(trunk.layers, self.predictor.blocks)
