@@ -45,6 +45,7 @@ setup(
     # `evaluate` loads a metric from a folder of its own, which is no package.
     package_data={
         "sparsejepa_hf": ["py.typed"],
+        "sparsejepa_hf.evaluation": ["tasks.yaml"],
         "sparsejepa_hf.evaluation.metrics": ["*/*.py"],
         "sparsejepa_hf.training": ["model_card_template.md"],
     },

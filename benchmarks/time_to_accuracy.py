@@ -24,8 +24,7 @@ from unittest import mock
 
 import torch
 
-from sparsejepa_hf.experiments.command_line import as_options
-from sparsejepa_hf.experiments.runs import IJEPA, IJEPA_OPTIONS, SPARSEJEPA, PreTrainingFailed, Run, Runs
+from examples.reproduce.runs import IJEPA, IJEPA_OPTIONS, SPARSEJEPA, PreTrainingFailed, Run, Runs, as_options
 from sparsejepa_hf.records import NONE, percent, table
 from sparsejepa_hf.training import trainer
 from sparsejepa_hf.training.monitors import KNNMonitor

@@ -748,11 +748,11 @@ class SparseJEPAModel(SparseJEPAPreTrainedModel):
 
         Args:
             pixel_values (B, C, H, W): normalised images.
-            context_mask (B, Nc) int64: indices of the patches that the context encoder sees.
-            target_mask (B, M, Nt) int64: indices of M target blocks of Nt patches.
+            context_mask (B, Nc): int64 indices of the patches that the context encoder sees.
+            target_mask (B, M, Nt): int64 indices of M target blocks of Nt patches.
             skip_predictor: return encodings only.
             interpolate_pos_encoding: accept images of another size, with sin-cos positions for their grid.
-            latent_noise (B, M, Nt, K), or (B, Nc, K) with `latent_position="encoder"`: ε of the latents in training;
+            latent_noise (B, M, Nt, K): ε of the latents in training, (B, Nc, K) with `latent_position="encoder"`;
                 drawn if not given.
             output_group_activations: also return u (B, M, Nt, G, p).
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from examples.reproduce.queue import read_queue
 from sparsejepa_hf import PRESETS
-from sparsejepa_hf.experiments.run_queue import read_queue
 from sparsejepa_hf.masking import MultiBlockMaskSampler
 from sparsejepa_hf.training import FINE_TUNING_OPTION_TYPES, OPTION_TYPES, parse_options
 

@@ -8,7 +8,6 @@ from .comparison import compare_features
 from .ema import ema_update_
 from .finetuning import (
     FineTuningTrainer,
-    classification_metrics,
     layer_decay_groups,
     load_classifier,
     pixel_statistics,
@@ -45,7 +44,6 @@ __all__ = [
     "PreTrainingData",
     "SparseJEPATrainer",
     "SparseJEPATrainingArguments",
-    "classification_metrics",
     "compare_features",
     "ema_update_",
     "image_processor",

@@ -15,7 +15,7 @@ from transformers.models.auto.image_processing_auto import get_image_processor_c
 from transformers.utils import logging
 
 from ..configuration_sparsejepa import SparseJEPAConfig
-from ..evaluation.metrics.classification import class_balanced_accuracy, top_k_accuracies
+from ..evaluation import classification_metrics
 from ..modeling_sparsejepa import SparseJEPAForImageClassification
 from .arguments import FineTuningArguments
 from .base_trainer import ImageTrainer
@@ -217,16 +217,3 @@ class FineTuningTrainer(ImageTrainer):
         """What `compute_metrics` gives on all of `dataset`, by the model as it stands."""
         output = self.predict(dataset)
         return self.compute_metrics(EvalPrediction(output.predictions, output.label_ids))
-
-
-def classification_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """`accuracy` (top-1), `balanced_accuracy` (mean recall of the classes that occur) and, of more than five classes,
-    `top5_accuracy`, all in [0, 1], and the mean `cross_entropy` in nats, of logits (n, C) and labels (n,)."""
-    logits, labels = prediction.predictions, prediction.label_ids
-    top = top_k_accuracies(logits, labels, [1, 5] if logits.shape[1] > 5 else [1])
-    metrics = {"accuracy": top[1], "balanced_accuracy": class_balanced_accuracy(logits, labels)}
-    if 5 in top:
-        metrics["top5_accuracy"] = top[5]
-    # The Trainer's own loss is a mean over batches, which counts the images of a smaller last batch more.
-    loss = F.cross_entropy(torch.from_numpy(logits).float(), torch.from_numpy(labels).long())
-    return metrics | {"cross_entropy": loss.item()}
