@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 
+_MASK64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
+_MIX1, _MIX2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
 def _signed(value: int) -> int:
@@ -29,9 +31,17 @@ def _shift_right(value: Tensor, bits: int) -> Tensor:
 
 def _mix_(value: Tensor) -> Tensor:
     """The hash of int64 numbers, in place."""
-    value.bitwise_xor_(_shift_right(value, 30)).mul_(_signed(0xBF58476D1CE4E5B9))
-    value.bitwise_xor_(_shift_right(value, 27)).mul_(_signed(0x94D049BB133111EB))
+    value.bitwise_xor_(_shift_right(value, 30)).mul_(_signed(_MIX1))
+    value.bitwise_xor_(_shift_right(value, 27)).mul_(_signed(_MIX2))
     return value.bitwise_xor_(_shift_right(value, 31))
+
+
+def _mix_int(value: int) -> int:
+    """[`_mix_`] of one number, which stays on the host: a tensor of it would have to be brought to the device."""
+    value &= _MASK64
+    value = ((value ^ (value >> 30)) * _MIX1) & _MASK64
+    value = ((value ^ (value >> 27)) * _MIX2) & _MASK64
+    return value ^ (value >> 31)
 
 
 def stream_keys(seed: int, step: int, slots: Tensor, stream: int) -> Tensor:
@@ -46,10 +56,10 @@ def stream_keys(seed: int, step: int, slots: Tensor, stream: int) -> Tensor:
     Returns:
         int64 keys of the shape of `slots`, on its device. No device synchronisation.
     """
-    base = torch.zeros((), dtype=torch.int64, device="cpu")
+    base = 0
     for part in (seed, step, stream):
-        _mix_(base.add_(_signed(part + _GOLDEN)))
-    return _mix_(_mix_((slots * _signed(_GOLDEN)).add_(base)))
+        base = _mix_int(base + part + _GOLDEN)
+    return _mix_(_mix_((slots * _signed(_GOLDEN)).add_(_signed(base))))
 
 
 def _hashes(keys: Tensor, count: int) -> Tensor:

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from sparsejepa_hf import SparseJEPAForImageClassification, SparseJEPAForPreTraining, SparseJEPAVisionModel
+from sparsejepa_hf.evaluation import classification_metrics
 from sparsejepa_hf.training import (
     FINE_TUNING_OPTION_TYPES,
     FineTuningArguments,
     FineTuningDataArguments,
     FineTuningTrainer,
-    classification_metrics,
     layer_decay_groups,
     load_classifier,
 )
