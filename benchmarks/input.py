@@ -3,8 +3,8 @@
 
 The usual pipeline is torchvision's transforms of PIL images in a DataLoader with a mask collator. Ours is what the
 Trainer does: its DataLoader of uint8 images, then masks and augmentation of the whole batch on the device. Both get
-the same images; both shuffle, crop, flip, jitter, normalise and sample masks with as many blocks. Decoding into memory,
-which is done once, is timed apart. Workers are started before the clock.
+the same images; both shuffle, crop, flip, jitter, normalise and sample masks with as many blocks. Decoding into
+memory, which is done once, is timed apart. Workers are started before the clock.
 """
 
 import argparse
