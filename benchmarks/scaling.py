@@ -96,6 +96,12 @@ PLANS: dict[str, dict[str, Any]] = {
 # ---- a step ----
 
 
+def make_config(model: dict[str, Any]) -> SparseJEPAConfig:
+    """ViT-Tiny changed by `model`."""
+    options = {"image_size": _IMAGE, "patch_size": PATCH, "sparsity_weight": 1e-3, "kl_weight": 1e-5}
+    return SparseJEPAConfig.from_preset("vit-tiny", **{**options, **model})
+
+
 def make_step(
     model: dict[str, Any],
     batch: int,
@@ -104,8 +110,7 @@ def make_step(
     wrap: Callable[[SparseJEPAForPreTraining], Callable[..., Any]] | None = None,
 ) -> Callable[[], Tensor]:
     """A bare step of ViT-Tiny changed by `model`, on random images and masks of its grid."""
-    options = {"image_size": _IMAGE, "patch_size": PATCH, "sparsity_weight": 1e-3, "kl_weight": 1e-5}
-    config = SparseJEPAConfig.from_preset("vit-tiny", **{**options, **model})
+    config = make_config(model)
     torch.manual_seed(seed)
     step = BareStep(SparseJEPAForPreTraining(config).to(device), wrap=wrap)
     images = torch.randn(batch, 3, *config.image_sides).to(device)

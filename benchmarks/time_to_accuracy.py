@@ -160,6 +160,7 @@ def plot(record: dict[str, Any], path: Path) -> None:
     """Draws kNN accuracy against seconds, a line a run, if matplotlib is there to do it."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.lines import Line2D
     except ImportError:
         return
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -169,14 +170,12 @@ def plot(record: dict[str, Any], path: Path) -> None:
     for run in record["runs"]:
         if "failed" not in run:
             x, y = ([point[name] for point in run["curve"]] for name in (clock, "knn_accuracy"))
-            # A label that begins with an underscore is not listed: each method once.
-            label = run["method"] if colours[run["method"]] not in {line.get_color() for line in axes.lines} else "_"
-            axes.plot(x, [100 * value for value in y], color=colours[run["method"]], label=label, alpha=0.8)
+            axes.plot(x, [100 * value for value in y], color=colours[run["method"]], alpha=0.8)
     for threshold in record["thresholds"]:
         axes.axhline(100 * threshold, color="grey", linewidth=0.5)
     axes.set_xlabel(f"{title} of training")
     axes.set_ylabel("kNN accuracy on held-out images, %")
-    axes.legend()
+    axes.legend([Line2D([], [], color=colour) for colour in colours.values()], list(colours))
     figure.savefig(path, dpi=150)
 
 
