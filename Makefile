@@ -3,8 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Tests run in this many processes. Each computes on one thread, or they would wait for one another.
+JOBS ?= 2
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test test-fast test-floors benchmark lint format clean
+.PHONY: demo test test-fast test-floors pytest benchmark lint types docs format clean
 
 $(READY): setup.py
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python 3.10 or newer is needed; name one: make PYTHON=python3.12 ..."'
@@ -16,21 +19,21 @@ $(READY): setup.py
 demo: $(READY)
 	$(BIN)/python examples/pretrain.py examples/configs/demo.yaml
 
-# Lint, then every test, the slow ones too.
-test: $(READY)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+# Lint, types, documentation, then every test, the slow ones too. The tests come last: CI reads their closing line.
+test: lint types docs pytest
+
+pytest: $(READY)
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist loadscope
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist loadscope -m "not slow"
 
 # The oldest versions that setup.py allows, in an environment of their own. Give it Python 3.10.
 FLOORS_VENV ?= .venv-floors
 test-floors:
 	$(PYTHON) -m venv $(FLOORS_VENV)
 	$(FLOORS_VENV)/bin/python -m pip install --disable-pip-version-check -e ".[dev]" -c tests/floors.txt
-	$(FLOORS_VENV)/bin/python -m pytest
+	$(ONE_THREAD) $(FLOORS_VENV)/bin/python -m pytest -n $(JOBS) --dist loadscope
 
 # Every benchmark, short; `python -m benchmarks.NAME` measures one in full.
 BENCHMARKS := step input end_to_end scaling inference time_to_accuracy
@@ -43,9 +46,16 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+types: $(READY)
+	$(BIN)/mypy
+
+# The pages, into build/docs; a broken link or a docstring that cannot be read is an error. Needs no network.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(FLOORS_VENV) build dist src/*.egg-info
+	rm -rf $(VENV) $(FLOORS_VENV) .mypy_cache build dist src/*.egg-info

@@ -142,7 +142,7 @@ def _run_rows(record: dict[str, Any]) -> Iterator[Row]:
 
 
 def write(results_dir: Path, device: str = "cpu") -> None:
-    """Renders the records of full runs on `device` between their marks in the two READMEs."""
+    """Renders the records of full runs on `device` between their marks in the documentation."""
     tables = {}
     for path in sorted(results_dir.glob(f"benchmark_*_{device}.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -152,7 +152,7 @@ def write(results_dir: Path, device: str = "cpu") -> None:
     # A GPU's summary stands beside the CPU's, never in its place.
     name = "benchmarks" if device == "cpu" else f"benchmarks_{device}"
     summary = {name: render(read(results_dir, device))}
-    for path, contents in ((ROOT / "benchmarks" / "README.md", tables), (ROOT / "README.md", summary)):
+    for path, contents in ((ROOT / "benchmarks" / "README.md", tables), (ROOT / "docs" / "benchmarks.md", summary)):
         text = path.read_text(encoding="utf-8")
         for name, content in contents.items():
             text = render_into(text, name, content)
@@ -164,7 +164,7 @@ def main(argv: list[str] | None = None) -> None:
     flags = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     flags.add_argument("--results_dir", type=Path, default=ROOT / "results", help="where the records lie")
     flags.add_argument("--device", default="cpu", help="cpu or cuda")
-    flags.add_argument("--write", action="store_true", help="render all records into the READMEs too")
+    flags.add_argument("--write", action="store_true", help="render all records into the documentation too")
     options = flags.parse_args(argv)
     print(render(read(options.results_dir, options.device)))
     if options.write:

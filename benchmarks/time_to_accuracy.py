@@ -18,8 +18,7 @@ from typing import Any
 
 import torch
 
-from sparsejepa_hf.experiments.command_line import as_options
-from sparsejepa_hf.experiments.runs import IJEPA, IJEPA_OPTIONS, SPARSEJEPA, PreTrainingFailed, Run, Runs
+from examples.reproduce.runs import IJEPA, IJEPA_OPTIONS, SPARSEJEPA, PreTrainingFailed, Run, Runs, as_options
 from sparsejepa_hf.records import NONE, percent, table
 
 from .clocked_pretrain import CURVE

@@ -169,5 +169,5 @@ def runs_in_process() -> Iterator[None]:
         return subprocess.CompletedProcess(command, 0)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sparsejepa_hf.experiments.runs.subprocess", SimpleNamespace(run=run, STDOUT=subprocess.STDOUT))
+        patch.setattr("examples.reproduce.runs.subprocess", SimpleNamespace(run=run, STDOUT=subprocess.STDOUT))
         yield

@@ -1,8 +1,11 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """Fixtures: tiny trainers and runs on a 4x4 grid, and what one reads off them."""
 
+import gc
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,8 +16,14 @@ from transformers import TrainerCallback
 
 from sparsejepa_hf import SparseJEPAConfig
 from sparsejepa_hf.modeling_sparsejepa import SparseJEPAForPreTraining
-from sparsejepa_hf.training import SparseJEPATrainer, SparseJEPATrainingArguments
+from sparsejepa_hf.training import SparseJEPATrainer, SparseJEPATrainingArguments, image_processor
 
+
+# Every train() collects garbage: a second's work where it goes through all that the libraries hold, and a tenth of it
+# where that is set aside.
+gc.freeze()
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 SIZES: dict[str, Any] = {
     "image_size": 16,
@@ -124,18 +133,50 @@ class Recorder(TrainerCallback):
 def make_small_config() -> Callable[..., SparseJEPAConfig]:
     """Builds configurations of width 32 with one layer on a 4x4 grid."""
 
-    def build(**overrides: Any) -> SparseJEPAConfig:
-        if overrides.get("use_grouping") is False:
-            overrides = {"sparsity_weight": 0.0, "kl_weight": 0.0, **overrides}
-        return SparseJEPAConfig(**{**SMALL, **overrides})
-
-    return build
+    return lambda **overrides: SparseJEPAConfig(**{**SMALL, **overrides})
 
 
 @pytest.fixture(scope="session")
 def make_recipe() -> Callable[..., dict[str, Any]]:
     """Options of a tiny pre-training run of two steps; keyword arguments override or add."""
     return lambda **options: {**TINY_RUN, **options}
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, make_small_config) -> str:
+    """A folder as pre-training leaves it, normalisation included."""
+    torch.manual_seed(0)
+    folder = tmp_path / "checkpoint"
+    SparseJEPAForPreTraining(make_small_config(num_hidden_layers=2)).save_pretrained(folder)
+    image_processor((16, 16), [0.4, 0.4, 0.4], [0.3, 0.3, 0.3]).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def load_example() -> Callable[[str], ModuleType]:
+    """Loads `examples/NAME.py` as a module; its `main` takes the words of a command line."""
+
+    def load(name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def as_flags() -> Callable[..., list[str]]:
+    """Options as the words of a command line; those that are None are left out."""
+
+    def build(**options: Any) -> list[str]:
+        words: list[str] = []
+        for name, value in options.items():
+            if value is not None:
+                words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+        return words
+
+    return build
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from sparsejepa_hf import SparseJEPAForPreTraining
-from sparsejepa_hf.training.autocast_weights import AutocastWeights
 from sparsejepa_hf.training.ema import ema_update_
+from sparsejepa_hf.training.precision import AutocastWeights
 from sparsejepa_hf.training.proximal import group_lasso_step_, hold_scales_
 
 
@@ -44,8 +44,8 @@ class BareStep:
         casts = autocast and wrap is None
         self._autocast_weights = AutocastWeights(model.sparsejepa.target_encoder) if casts else None
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        own = [parameter for name, parameter in model.named_parameters() if name.endswith("group_weight")]
-        others = [parameter for parameter in self._trained if all(parameter is not weight for weight in own)]
+        own = [] if model.group_weight is None else [model.group_weight]
+        others = [parameter for parameter in self._trained if parameter is not model.group_weight]
         groups = [{"params": others}, {"params": own, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(
             groups, lr=learning_rate, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True

@@ -8,7 +8,6 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
-from transformers.activations import ACT2FN
 from transformers.utils import logging
 
 
@@ -32,8 +31,22 @@ _BASE_ARGUMENTS = {
     "use_cache",
 }
 
-# Encoders as in DeiT and ViT (arXiv 2012.12877, 2010.11929); predictors as in I-JEPA where it states them.
+# Encoders as in DeiT and ViT (arXiv 2012.12877, 2010.11929), except vit-micro, which trains on a CPU; predictors as in
+# I-JEPA where it states them.
 PRESETS: dict[str, dict[str, Any]] = {
+    "vit-micro": {
+        "hidden_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 3,
+        "intermediate_size": 384,
+        "image_size": 32,
+        "patch_size": 4,
+        "predictor_hidden_size": 48,
+        "predictor_num_hidden_layers": 2,
+        "predictor_num_attention_heads": 3,
+        "num_groups": 8,
+        "num_latents": 64,
+    },
     "vit-tiny": {
         "hidden_size": 192,
         "num_hidden_layers": 12,
@@ -136,7 +149,9 @@ class SparseJEPAConfig(PreTrainedConfig):
         predictor_num_hidden_layers (`int`, defaults to 4): depth of the predictor.
         predictor_num_attention_heads (`int`, defaults to 3): attention heads of the predictor.
         predictor_intermediate_size (`int`, *optional*): width of its MLPs; 4·D_p if not given.
-        use_grouping (`bool`, defaults to `True`): `False` is plain I-JEPA, a linear map from D_p to D.
+        use_grouping (`bool`, defaults to `True`): `False` is plain I-JEPA, a linear map from D_p to D; then there are
+            no latents, so `sparsity_weight` and `kl_weight` become 0, `latent_position` `"predictor"` and
+            `latent_residual` `False`, whatever is given.
         num_groups (`int`, defaults to 8): G; divides `hidden_size`.
         num_latents (`int`, defaults to 64): K.
         group_size (`int`, defaults to 8): p, width of a group's input u_g = W⁽ᵍ⁾z.
@@ -160,6 +175,10 @@ class SparseJEPAConfig(PreTrainedConfig):
     """
 
     model_type = "sparsejepa"
+    # For AutoImageProcessor, where a checkpoint's processor file names no class.
+    image_processor_type = "ViTImageProcessor"
+    # A saved checkpoint carries its code, for trust_remote_code=True where this package is not installed.
+    _auto_class = "AutoConfig"
 
     hidden_size: int = 192
     num_hidden_layers: int = 12
@@ -196,10 +215,14 @@ class SparseJEPAConfig(PreTrainedConfig):
     sparsity_mode: str = "proximal"
     kl_weight: float | int = 0.0
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         self._refuse_unknown(kwargs)
         if self.predictor_intermediate_size is None:
             self.predictor_intermediate_size = 4 * self.predictor_hidden_size
+        if not self.use_grouping:
+            # So that use_grouping=False alone makes the baseline of any model.
+            self.sparsity_weight = self.kl_weight = 0.0
+            self.latent_position, self.latent_residual = "predictor", False
         self._check_counts()
         self._check_ranges()
         self._check_choices()
@@ -208,7 +231,7 @@ class SparseJEPAConfig(PreTrainedConfig):
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> "SparseJEPAConfig":
-        """A configuration by name: `vit-tiny`, `vit-small`, `vit-base`, `vit-large` or `vit-huge`.
+        """A configuration by name: `vit-micro`, `vit-tiny`, `vit-small`, `vit-base`, `vit-large` or `vit-huge`.
 
         Raises:
             ValueError: if there is no such preset, or an override is impossible.
@@ -218,7 +241,7 @@ class SparseJEPAConfig(PreTrainedConfig):
         return cls(**{**PRESETS[name], **overrides})
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in transformers; unknown keys of a file (from another version, say) are left out with a warning."""
         unknown = cls._unknown(config_dict)
         dropped = sorted(unknown - cls._misspelt(unknown))
@@ -315,6 +338,9 @@ class SparseJEPAConfig(PreTrainedConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a finite number above 0.")
 
     def _check_choices(self) -> None:
+        # Not at the top: `import sparsejepa_hf` would take a third longer.
+        from transformers.activations import ACT2FN
+
         choices = {
             "predictor_type": ("transformer", "mlp"),
             "latent_position": ("predictor", "encoder"),
@@ -327,20 +353,7 @@ class SparseJEPAConfig(PreTrainedConfig):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(map(repr, valid))}.")
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act is {self.hidden_act!r}; expected one of {', '.join(ACT2FN)}.")
-        if not self.use_grouping:
-            for name in ("sparsity_weight", "kl_weight"):
-                if getattr(self, name) > 0:
-                    raise ValueError(
-                        f"{name} is {getattr(self, name)} but use_grouping is False, so nothing would use it; "
-                        f"expected {name}=0, or use_grouping=True."
-                    )
-            if self.latent_position != "predictor" or self.latent_residual:
-                raise ValueError(
-                    f"latent_position is {self.latent_position!r} and latent_residual {self.latent_residual} but "
-                    "use_grouping is False, so there are no latents; expected 'predictor' and False, or "
-                    "use_grouping=True."
-                )
-        elif not self.variational and self.kl_weight > 0:
+        if self.use_grouping and not self.variational and self.kl_weight > 0:
             raise ValueError(
                 f"kl_weight is {self.kl_weight} but variational is False, so there is no KL term; expected "
                 "kl_weight=0, or variational=True."

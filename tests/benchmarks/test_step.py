@@ -39,7 +39,7 @@ def loop_of(model: SparseJEPAForPreTraining) -> StraightforwardLoop:
         copy_layers(encoder.layers, theirs.blocks)
     trunk = ours.predictor.trunk
     loop.predictor.embed.load_state_dict(trunk.embed.state_dict())
-    loop.predictor.head.load_state_dict(ours.predictor.grouping.projection.state_dict())
+    loop.predictor.head.load_state_dict(ours.predictor.head.projection.state_dict())
     loop.predictor.norm.load_state_dict(trunk.layernorm.state_dict())
     loop.predictor.mask_token.data.copy_(trunk.mask_token.data[0])
     copy_layers(trunk.layers, loop.predictor.blocks)

@@ -1,46 +1,25 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """The recipes in `examples/configs`."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
+import yaml
 
-from sparsejepa_hf import SparseJEPAConfig
-from sparsejepa_hf.experiments.run_queue import read_queue
+from examples.reproduce.queue import read_queue
+from sparsejepa_hf import PRESETS
 from sparsejepa_hf.masking import MultiBlockMaskSampler
-from sparsejepa_hf.training.command_line import parse_options
-from sparsejepa_hf.training.finetuning import OPTION_TYPES as FINE_TUNING_OPTION_TYPES
-from sparsejepa_hf.training.pretraining import OPTION_TYPES
+from sparsejepa_hf.training import FINE_TUNING_OPTION_TYPES, OPTION_TYPES, parse_options
 
 
 RECIPES = sorted((Path(__file__).parents[2] / "examples" / "configs").glob("*.yaml"))
 QUEUES = [path for path in RECIPES if path.stem.startswith("queue-")]
 FINE_TUNING = [path for path in RECIPES if path.stem.endswith("-finetune")]
 CONFIGS = [path for path in RECIPES if path not in FINE_TUNING + QUEUES]
-BASELINES = [path for path in CONFIGS if path.stem.endswith("-ijepa")]
-
-# What a baseline may and must change: the grouping, the weights of its regularisers and their warm-ups.
-GROUPING = {
-    "use_grouping",
-    "num_groups",
-    "num_latents",
-    "group_size",
-    "generator_hidden_size",
-    "variational",
-    "latent_position",
-    "latent_residual",
-    "sparsity_weight",
-    "sparsity_mode",
-    "kl_weight",
-    "sparsity_warmup_steps",
-    "kl_warmup_steps",
-    "group_learning_rate",
-}
 
 
-def read(path: Path):
-    return parse_options(OPTION_TYPES, [str(path), "--use_cpu", "--report_to", "none"])
+def read(path: Path, *flags: str):
+    return parse_options(OPTION_TYPES, [str(path), "--use_cpu", "--report_to", "none", *flags])
 
 
 def test_there_are_recipes():
@@ -66,26 +45,22 @@ def test_a_recipe_describes_a_model_whose_masks_exist_on_its_grid(path):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_a_recipe_s_regularisers_are_on_where_its_name_says_so(path):
-    config = read(path)[0].build_config()
-    assert isinstance(config, SparseJEPAConfig)
-    assert config.use_grouping == (path not in BASELINES)
-    if config.use_grouping:
-        assert config.sparsity_weight > 0, "SparseJEPA without sparsity is no SparseJEPA"
+def test_a_recipe_is_sparse_and_one_flag_makes_its_i_jepa_baseline(path):
+    """Every comparison rests on it: same data, seed, steps, masks, schedule and encoders."""
+    sparse, plain = (read(path, *flags) for flags in ([], ["--use_grouping", "false"]))
+    assert sparse[1:] == plain[1:]
+    sparse, plain = sparse[0].build_config(), plain[0].build_config()
+    assert sparse.use_grouping and sparse.sparsity_weight > 0, "SparseJEPA without sparsity is no SparseJEPA"
+    different = {name for name, value in sparse.to_dict().items() if plain.to_dict()[name] != value}
+    assert different == {"use_grouping", "sparsity_weight", "kl_weight"}
+    assert not plain.use_grouping and plain.sparsity_weight == plain.kl_weight == 0
 
 
-@pytest.mark.parametrize("path", BASELINES, ids=lambda path: path.stem)
-def test_a_baseline_differs_from_its_twin_in_the_grouping_alone(path):
-    """Every comparison rests on it: same data, seed, steps, masks and schedule."""
-    twin = path.with_name(path.name.replace("-ijepa", ""))
-    assert twin in CONFIGS
-    different = set()
-    for ours, theirs in zip(read(path), read(twin), strict=True):
-        for field in dataclasses.fields(ours):
-            if field.init and getattr(ours, field.name) != getattr(theirs, field.name):
-                different.add(field.name)
-    assert "use_grouping" in different and "output_dir" in different
-    assert different <= GROUPING | {"output_dir", "run_name"}
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_recipe_s_preset_says_what_its_encoder_is(path):
+    """No width or depth beside it that contradicts its name."""
+    options = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert not options.keys() & PRESETS[options["preset"]].keys()
 
 
 @pytest.mark.parametrize("path", FINE_TUNING, ids=lambda path: path.stem)
@@ -116,4 +91,4 @@ def test_a_queue_compares_methods_of_one_budget_seed_by_seed(path, tmp_path):
     assert len({tuple(options[name] for name in same) for options in resolved[2:]}) == 1
     assert all(options["save_strategy"] == "epoch" for options in resolved)
     assert [options.get("use_grouping") for options in resolved[2:5]] == [False, None, None]
-    assert [options.get("latent_residual") for options in resolved[2:5]] == [False, None, True]
+    assert [options.get("latent_residual") for options in resolved[2:5]] == [None, None, True]

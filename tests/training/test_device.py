@@ -14,13 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import Trainer, TrainerCallback
 
-from sparsejepa_hf.training import (
-    SparseJEPATrainer,
-    SparseJEPATrainingArguments,
-    callbacks,
-    ema_update_,
-)
-from sparsejepa_hf.training.proximal import group_lasso_step_, hold_scales_
+from sparsejepa_hf.training import SparseJEPATrainer, SparseJEPATrainingArguments, ema_update_, pretraining
+from sparsejepa_hf.training.proximal import group_lasso_step_, hold_scales_, own_parameter_group
 
 
 def test_operations_counted_once_are_those_that_transformers_counts_each_time(make_trainer):
@@ -80,9 +75,7 @@ class StepsAlone(TrainerCallback):
         self.steps += 1
 
 
-@pytest.mark.parametrize(
-    "config", [{}, {"use_grouping": False, "sparsity_weight": 0.0, "kl_weight": 0.0}, {"sparsity_mode": "penalty"}]
-)
+@pytest.mark.parametrize("config", [{}, {"use_grouping": False}, {"sparsity_mode": "penalty"}])
 def test_no_step_of_the_whole_training_loop_asks_for_a_value_between_logs(make_trainer, monkeypatch, config):
     """transformers' and Accelerate's part included: reading a value is the same call on a CPU as on an accelerator."""
     watch = Watch()
@@ -116,7 +109,7 @@ def test_the_watch_notices_each_way_to_read_a_value():
 
 def device_step(trainer: SparseJEPATrainer, model: nn.Module, pixel_values: Tensor, backward: bool) -> None:
     """What of a training step runs on the device, on whichever device the model and the images are."""
-    trainer.model, trainer.state.max_steps = model, 10
+    trainer.model = model
     loss = trainer.compute_loss(model.train(), {"pixel_values": pixel_values})
     encoders = (model.sparsejepa.target_encoder, model.sparsejepa.context_encoder)
     ema_update_(*(list(encoder.parameters()) for encoder in encoders), momentum=0.9)
@@ -126,10 +119,10 @@ def device_step(trainer: SparseJEPATrainer, model: nn.Module, pixel_values: Tens
         trainer.accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer = trainer.create_optimizer()
         optimizer.step()
-        group = callbacks.group_weight_group(optimizer)
+        group = own_parameter_group(optimizer, model.group_weight)
     elif model.config.use_grouping:
         # On what an optimizer would have left.
-        weight = model.sparsejepa.predictor.grouping.group_weight
+        weight = model.group_weight
         weight.grad = torch.empty_like(weight)
         optimizer = torch.optim.AdamW([weight], lr=0.1)
         state = {"exp_avg_sq": torch.empty_like(weight), "step": torch.empty((), device=weight.device)}
@@ -146,14 +139,14 @@ def on_device(trainer: SparseJEPATrainer, model: nn.Module, device: str) -> nn.M
     def empty(tensor: Tensor) -> Tensor:
         return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
 
-    for module in (*model.modules(), *trainer._augmentation.modules()):
+    for module in (*model.modules(), *trainer.augmentation.modules()):
         for name, p in list(module._parameters.items()):
             module._parameters[name] = nn.Parameter(empty(p), p.requires_grad) if p is not None else None
         module._buffers.update({name: empty(buffer) for name, buffer in module._buffers.items()})
     return model
 
 
-@pytest.mark.parametrize("config", [{}, {"use_grouping": False, "sparsity_weight": 0.0, "kl_weight": 0.0}])
+@pytest.mark.parametrize("config", [{}, {"use_grouping": False}])
 def test_a_step_runs_to_its_end_on_tensors_that_have_no_values(make_trainer, config):
     """Meta tensors: backward pass, clipping and optimizer too. Nothing that needs a value could run."""
     trainer = make_trainer(config, optim="adamw_torch")
@@ -162,7 +155,7 @@ def test_a_step_runs_to_its_end_on_tensors_that_have_no_values(make_trainer, con
     for _ in range(2):
         device_step(trainer, model, images, backward=True)
     with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
-        trainer._losses.take_means(lambda values: values)
+        trainer.loss_parts()
 
 
 needs_cuda_build = pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="torch is built without CUDA")
@@ -208,18 +201,17 @@ def test_batches_in_pinned_memory_are_copied_without_waiting_unless_the_user_say
 # ---- compiling ----
 
 
-@pytest.mark.parametrize("mode", ["proximal", "penalty"])
-def test_the_warm_ups_of_lambda_and_beta_compile_once_and_change_no_bit(make_trainer, monkeypatch, mode):
-    """Their values change at each of the first steps; handed over as numbers they are compiled twice."""
+def test_the_warm_ups_of_lambda_and_beta_compile_once_and_change_no_bit(make_trainer, monkeypatch):
+    """In penalty mode both are in the loss. They change at each of the first steps: as numbers they compile twice."""
     weights, graphs = [], []
     for as_numbers in (False, True):
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
         if as_numbers:
-            monkeypatch.setattr(SparseJEPATrainer, "_weight", lambda self, value, device: value)
+            monkeypatch.setattr(pretraining, "as_model_input", lambda weight, is_compiled, device: weight)
         trainer = make_trainer(
-            {"sparsity_mode": mode},
-            max_steps=6,
+            {"sparsity_mode": "penalty"},
+            max_steps=4,
             sparsity_warmup_steps=4,
             kl_warmup_steps=5,
             learning_rate=1e-2,

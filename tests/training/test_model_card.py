@@ -27,12 +27,12 @@ HISTORY = [
 
 @pytest.fixture
 def write(tmp_path: Path, make_small_config):
-    def run(history=HISTORY, name="my-encoder", arguments=None, dataset=None, **config) -> str:
+    def run(history=HISTORY, name="my-encoder", arguments=None, dataset=None, comparison=None, **config) -> str:
         args = SparseJEPATrainingArguments(
             output_dir=str(tmp_path / name), report_to="none", use_cpu=True, **(arguments or {})
         )
         state = TrainerState(global_step=history[-1]["step"] if history else 0, log_history=history)
-        path = write_model_card(args.output_dir, make_small_config(**config), args, state, dataset)
+        path = write_model_card(args.output_dir, make_small_config(**config), args, state, dataset, comparison)
         assert path == tmp_path / name / "README.md"
         return path.read_text(encoding="utf-8")
 
@@ -81,7 +81,7 @@ def test_the_card_says_which_method_it_was_and_nothing_of_what_was_off(write, co
 
 def test_a_comparison_becomes_a_table_of_results_and_without_one_there_is_none(write):
     comparison = {"raw pixels": {"knn_accuracy": 0.251, "linear_accuracy": 0.333}}
-    with_results = write([*HISTORY, {"step": 20, "comparison": comparison}])
+    with_results = write(comparison=comparison)
     assert "## Results" in with_results and "| raw pixels | 25.1% | 33.3% |" in with_results
     assert "## Results" not in write()
 

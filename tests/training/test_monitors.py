@@ -9,15 +9,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch._subclasses import FakeTensorMode
+from transformers import TrainerControl, TrainerState
 
 from sparsejepa_hf.evaluation import extract_features, knn_accuracy, rankme
 from sparsejepa_hf.modeling_sparsejepa import SparseJEPAForPreTrainingOutput
 from sparsejepa_hf.training import monitors
 from sparsejepa_hf.training.monitors import (
     CollapseGuard,
-    FeatureWindow,
+    FeatureMonitor,
     KNNMonitor,
-    LossMeter,
+    LossParts,
     Throughput,
     comparison_device,
     full_float32,
@@ -105,28 +106,28 @@ def test_only_exact_zeros_count_as_zero():
 
 
 @given(st.lists(st.tuples(*[st.floats(0, 100)] * 3), min_size=1, max_size=6))
-def test_the_loss_meter_gives_each_part_s_mean_since_it_was_last_read(rows):
-    meter = LossMeter()
-    meter.add(losses(1e6, 1e6, 1e6))
-    meter.take_means(alone)
+def test_each_loss_part_s_mean_is_given_since_it_was_last_read(rows):
+    meter = LossParts()
+    meter.on_outputs(losses(1e6, 1e6, 1e6))
+    meter.metrics(alone)
     for row in rows:
-        meter.add(losses(*row))
+        meter.on_outputs(losses(*row))
     expected = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
-    assert list(meter.take_means(alone).values()) == pytest.approx(expected, rel=1e-5, abs=1e-5)
-    assert meter.take_means(alone) == {}, "nothing was added since"
+    assert list(meter.metrics(alone).values()) == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    assert meter.metrics(alone) == {}, "nothing was added since"
 
 
-def test_the_loss_meter_keeps_no_gradient_graph_alive():
-    meter = LossMeter()
+def test_the_loss_parts_keep_no_gradient_graph_alive():
+    meter = LossParts()
     loss = torch.ones((), requires_grad=True) * 2
-    meter.add(SparseJEPAForPreTrainingOutput(prediction_loss=loss, kl_loss=loss, sparsity_loss=loss))
+    meter.on_outputs(SparseJEPAForPreTrainingOutput(prediction_loss=loss, kl_loss=loss, sparsity_loss=loss))
     assert meter._sums.grad_fn is None
 
 
 def test_the_average_over_processes_is_taken_of_the_means():
-    meter = LossMeter()
-    meter.add(losses(2, 4, 6))
-    assert list(meter.take_means(lambda values: values / 2).values()) == [1.0, 2.0, 3.0]
+    meter = LossParts()
+    meter.on_outputs(losses(2, 4, 6))
+    assert list(meter.metrics(lambda values: values / 2).values()) == [1.0, 2.0, 3.0]
 
 
 # ---- features ----
@@ -137,42 +138,42 @@ def test_rankme_is_of_the_most_recent_images_of_whole_batches(sizes, window_size
     """The window keeps the fewest last batches that hold `num_samples` images, all while there are fewer."""
     generator = torch.Generator().manual_seed(seed)
     batches = [torch.randn(size, 3, 8, generator=generator) for size in sizes]
-    window = FeatureWindow(window_size)
+    window = FeatureMonitor(window_size)
     for batch in batches:
-        window.add(features(batch))
+        window.on_outputs(features(batch))
     kept: list[torch.Tensor] = []
     for batch in reversed(batches):
         if sum(map(len, kept)) >= window_size:
             break
         kept.insert(0, batch)
     expected = float(rankme(torch.cat(kept).mean(dim=1)))
-    assert window.statistics(alone)["rankme"] == pytest.approx(expected, rel=1e-4)
+    assert window.metrics(alone)["rankme"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_what_the_next_step_writes_into_the_outputs_memory_changes_no_statistic():
     """As a replayed CUDA graph does; and the window holds no memory of the outputs."""
     generator = torch.Generator().manual_seed(0)
-    window, meter = FeatureWindow(16), LossMeter()
+    window, meter = FeatureMonitor(16), LossParts()
     outputs = features(torch.randn(8, 3, 6, generator=generator))
     parts = losses(1.0, 2.0, 3.0)
-    window.add(outputs)
-    meter.add(parts)
-    expected = window.statistics(alone)
+    window.on_outputs(outputs)
+    meter.on_outputs(parts)
+    expected = window.metrics(alone)
     for tensor in (*outputs.values(), *parts.values()):
         tensor.fill_(0.5)
-    assert window.statistics(alone) == expected
-    assert list(meter.take_means(alone).values()) == [1.0, 2.0, 3.0]
+    assert window.metrics(alone) == expected
+    assert list(meter.metrics(alone).values()) == [1.0, 2.0, 3.0]
     held = {tensor.untyped_storage().data_ptr() for tensor in (*window._pooled, window._spread)}
     assert held.isdisjoint(tensor.untyped_storage().data_ptr() for tensor in outputs.values())
 
 
 def test_target_std_is_zero_when_all_images_look_alike_and_one_at_most():
-    window = FeatureWindow(64)
+    window = FeatureMonitor(64)
     one_image = torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(0))
-    window.add(features(one_image.expand(8, 5, 16)))
-    assert window.statistics(alone)["target_std"] == pytest.approx(0.0, abs=1e-6)
-    window.add(features(torch.randn(512, 5, 16, generator=torch.Generator().manual_seed(1))))
-    assert 0.9 < window.statistics(alone)["target_std"] <= 1.0
+    window.on_outputs(features(one_image.expand(8, 5, 16)))
+    assert window.metrics(alone)["target_std"] == pytest.approx(0.0, abs=1e-6)
+    window.on_outputs(features(torch.randn(512, 5, 16, generator=torch.Generator().manual_seed(1))))
+    assert 0.9 < window.metrics(alone)["target_std"] <= 1.0
 
 
 def test_target_std_does_not_see_the_scale_of_the_features_but_their_dependence_on_the_image():
@@ -182,26 +183,38 @@ def test_target_std_does_not_see_the_scale_of_the_features_but_their_dependence_
     positions = torch.randn(1, 5, 16, generator=generator)
 
     def spread(tokens):
-        window = FeatureWindow(64)
-        window.add(features(tokens))
-        return window.statistics(alone)["target_std"]
+        window = FeatureMonitor(64)
+        window.on_outputs(features(tokens))
+        return window.metrics(alone)["target_std"]
 
     assert spread(1000 * tokens) == pytest.approx(spread(tokens), rel=1e-3)
     assert spread(0.01 * tokens + positions) < 0.05 * spread(tokens)
 
 
 def test_a_batch_of_one_image_has_no_spread_to_report():
-    window = FeatureWindow(4)
-    assert window.statistics(alone) == {}
-    window.add(features(torch.randn(1, 3, 4)))
-    assert window.statistics(alone) == {}
+    window = FeatureMonitor(4)
+    assert window.metrics(alone) == {}
+    window.on_outputs(features(torch.randn(1, 3, 4)))
+    assert window.metrics(alone) == {}
 
 
 # ---- collapse ----
 
 
-def guard(std=0.1, rank=3.0, action="warn"):
-    return CollapseGuard(SimpleNamespace(collapse_min_std=std, collapse_min_rank=rank, collapse_action=action))
+@pytest.fixture
+def check():
+    """Shows logs of a step to one guard; whether it stops the run. Its monitor holds so many images."""
+    guards = []
+
+    def check(logs, step=1, action="warn", num_images=64):
+        if not guards:
+            args = SimpleNamespace(collapse_min_std=0.1, collapse_min_rank=3.0, collapse_action=action)
+            guards.append(CollapseGuard(args, SimpleNamespace(num_images=num_images)))
+        control = TrainerControl()
+        guards[0].on_log(None, TrainerState(global_step=step), control, logs=logs)
+        return control.should_training_stop
+
+    return check
 
 
 HEALTHY, LOW_STD, LOW_RANK = (
@@ -209,27 +222,31 @@ HEALTHY, LOW_STD, LOW_RANK = (
 )
 
 
-def test_features_at_their_floors_are_healthy(hear_warnings):
-    assert not guard(action="stop").check(HEALTHY, 1)
-    assert not guard(action="stop").check({}, 1), "nothing measured is no collapse"
+def test_features_at_their_floors_are_healthy(hear_warnings, check):
+    assert not check(HEALTHY, action="stop")
+    assert not check({}), "nothing measured is no collapse"
+    assert not hear_warnings.messages
+
+
+def test_the_rank_of_a_few_images_says_nothing(hear_warnings, check):
+    assert not check(LOW_RANK, action="stop", num_images=15)
     assert not hear_warnings.messages
 
 
 @pytest.mark.parametrize(("statistics", "named"), [(LOW_STD, "target_std is 0.01"), (LOW_RANK, "rankme is 1.5")])
 @pytest.mark.parametrize("action", ["warn", "stop"])
-def test_either_floor_is_enough_and_the_warning_names_it(hear_warnings, statistics, named, action):
-    assert guard(action=action).check(statistics, 12) == (action == "stop")
+def test_either_floor_is_enough_and_the_warning_names_it(hear_warnings, check, statistics, named, action):
+    assert check(statistics, 12, action) == (action == "stop")
     (message,) = hear_warnings.messages
     assert named in message and "step 12" in message and "ema_momentum" in message
 
 
-def test_one_collapse_is_one_warning_and_a_second_collapse_another(hear_warnings):
-    watch = guard()
-    for statistics in (LOW_STD, LOW_STD, LOW_RANK):
-        watch.check(statistics, 1)
+def test_one_collapse_is_one_warning_and_a_second_collapse_another(hear_warnings, check):
+    for logs in (LOW_STD, {"knn_accuracy": 0.1}, LOW_STD, LOW_RANK):
+        check(logs)
     assert len(hear_warnings.messages) == 1
-    watch.check(HEALTHY, 2)
-    watch.check(LOW_STD, 3)
+    check(HEALTHY)
+    check(LOW_STD)
     assert len(hear_warnings.messages) == 2
 
 
@@ -240,20 +257,30 @@ def test_time_in_monitors_does_not_count_as_training(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(monitors.time, "perf_counter", lambda: now[0])
     throughput = Throughput()
+    throughput.on_train_begin(SimpleNamespace(world_size=2), None, None)
 
-    def pass_time(seconds):
+    def step(images, seconds):
+        throughput.on_outputs(SimpleNamespace(pooler_output=torch.zeros(images // 2, 4)))
         now[0] += seconds
+        throughput.on_step_end(None, None, None)
 
-    throughput.add(30)
-    pass_time(2.0)
-    throughput.pause()
-    pass_time(100.0)
-    throughput.resume()
-    pass_time(1.0)
-    assert throughput.take() == {"images_per_second": pytest.approx(10.0)}
-    throughput.add(8)
-    pass_time(2.0)
-    assert throughput.take() == {"images_per_second": pytest.approx(4.0)}
+    def rate():
+        return throughput.metrics(alone)["images_per_second"]
+
+    def measure(seconds, end, **kwargs):
+        now[0] += seconds
+        end(None, None, None, **kwargs)
+
+    measure(50.0, throughput.on_log, logs={"knn_accuracy": 0.5})
+    step(30, 2.0)
+    measure(100.0, throughput.on_log, logs={"knn_accuracy": 0.5})
+    step(30, 4.0)
+    assert rate() == pytest.approx(10.0)
+    measure(0.0, throughput.on_log, logs={"loss": 0.5})
+    measure(70.0, throughput.on_evaluate)
+    measure(30.0, throughput.on_save)
+    step(8, 2.0)
+    assert rate() == pytest.approx(4.0)
 
 
 # ---- where features are compared ----
@@ -284,7 +311,7 @@ def test_the_bank_lies_on_the_gpu_when_neighbours_are_looked_for(make_trainer, m
     found = []
     monkeypatch.setattr(monitors, "knn_accuracy", lambda bank, *sets, k: found.append(bank.device.type) or 0.0)
     trainer = make_trainer()
-    monitor = KNNMonitor(make_dataset(8), make_dataset(8), trainer.normalize, lambda logs: None, Throughput())
+    monitor = KNNMonitor(make_dataset(8), make_dataset(8), trainer.normalize, lambda logs: None)
     args = SimpleNamespace(device=torch.device("cuda"), knn_k=3)
     monkeypatch.setattr(monitors, "extract_features", lambda encoder, images, preprocess: torch.zeros(len(images), 4))
     monitor._bank_images = monitor._images = torch.zeros(8, 3, 16, 16, dtype=torch.uint8)

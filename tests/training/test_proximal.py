@@ -322,9 +322,10 @@ def same_support(weight, solution):
     return torch.equal(column_norms(weight) > 0, column_norms(solution) > 1e-9)
 
 
-@pytest.mark.parametrize("sparsity_weight", [0.1, 0.4, 1.0])
+@pytest.mark.parametrize(
+    ("sparsity_weight", "support_steps"), [(0.1, 100), (0.4, None), (1.0, 100)], ids=["small", "step alone", "large"]
+)
 @pytest.mark.parametrize("make_optimizer", [sgd, adam])
-@pytest.mark.parametrize("support_steps", [None, 100])
 def test_the_iteration_converges_to_the_solution_of_a_convex_solver(sparsity_weight, make_optimizer, support_steps):
     """At one λ whichever the optimizer, its learning rate and the length of the run."""
     problem = Regression(sparsity_weight)

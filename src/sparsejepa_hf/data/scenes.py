@@ -88,16 +88,12 @@ def build_scenes(
         split: `"train"`, `"validation"` or `"test"`: scenes that are independent of each other.
 
     Returns:
-        A data set held in memory with the columns
-
-        - `image`: PNG, RGB, antialiased by 4 x 4 samples a pixel;
-        - `mask`: PNG, 8-bit grey, 0 for background and i for `objects[i - 1]`, exact at the pixels' centres;
-        - `label`: ClassLabel of 24 names such as `"red circle"`, colour and shape of the object with the most
-          visible pixels (the first of several);
-        - `count`: int64, number of objects;
-        - `objects`: list of `shape`, `color`, `size` (radius in pixels of a disc of the same area), `x` and `y`
-          (centre in pixels from the left and the top edge, pixel (i, j)'s own centre is at (i + 0.5, j + 0.5)) and
-          `visible_pixels` (in the mask).
+        A data set held in memory. Its columns: `image`, PNG, RGB, antialiased by 4 x 4 samples a pixel; `mask`, PNG,
+        8-bit grey, 0 for background and i for `objects[i - 1]`, exact at the pixels' centres; `label`, ClassLabel of
+        24 names such as `"red circle"`, colour and shape of the object with the most visible pixels (the first of
+        several); `count`, int64, number of objects; `objects`, a list of `shape`, `color`, `size` (radius in pixels of
+        a disc of the same area), `x` and `y` (centre in pixels from the left and the top edge; the centre of pixel
+        (i, j) is at (i + 0.5, j + 0.5)) and `visible_pixels` (in the mask).
 
     Raises:
         ValueError: an argument is out of its range.

@@ -1,16 +1,64 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
-"""Pre-training: arguments, trainer, schedules, EMA, proximal step and monitors."""
+"""Pre-training and fine-tuning: options, data of a run, Trainers, callbacks, monitors and the model card."""
 
-from .arguments import SparseJEPATrainingArguments
+from .arguments import FineTuningArguments, SparseJEPATrainingArguments
+from .base_trainer import ImageTrainer, NonFiniteLossError, image_processor
+from .checkpoints import last_complete_checkpoint, refuse_other_checkpoints
+from .comparison import compare_features
 from .ema import ema_update_
+from .finetuning import (
+    FineTuningTrainer,
+    layer_decay_groups,
+    load_classifier,
+    pixel_statistics,
+    read_config,
+)
+from .options import (
+    FINE_TUNING_OPTION_TYPES,
+    OPTION_TYPES,
+    DataArguments,
+    FineTuningDataArguments,
+    FineTuningModelArguments,
+    ModelArguments,
+    parse_options,
+    resolved_options,
+    write_options,
+)
+from .pretraining import SparseJEPATrainer
 from .proximal import kkt_residual, proximal_step_
-from .trainer import SparseJEPATrainer
+from .run_data import FineTuningData, PreTrainingData, load_finetuning_data, load_pretraining_data, square_side
 
 
 __all__ = [
+    "FINE_TUNING_OPTION_TYPES",
+    "OPTION_TYPES",
+    "DataArguments",
+    "FineTuningArguments",
+    "FineTuningData",
+    "FineTuningDataArguments",
+    "FineTuningModelArguments",
+    "FineTuningTrainer",
+    "ImageTrainer",
+    "ModelArguments",
+    "NonFiniteLossError",
+    "PreTrainingData",
     "SparseJEPATrainer",
     "SparseJEPATrainingArguments",
+    "compare_features",
     "ema_update_",
+    "image_processor",
     "kkt_residual",
+    "last_complete_checkpoint",
+    "layer_decay_groups",
+    "load_classifier",
+    "load_finetuning_data",
+    "load_pretraining_data",
+    "parse_options",
+    "pixel_statistics",
     "proximal_step_",
+    "read_config",
+    "refuse_other_checkpoints",
+    "resolved_options",
+    "square_side",
+    "write_options",
 ]

@@ -1,23 +1,42 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
-"""What happens once per optimizer step, whatever the accumulation: weight decay, EMA, proximal step."""
+"""What happens once per optimizer step, whatever the accumulation: λ and β, weight decay, EMA, proximal step."""
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.utils import ModelOutput
 
-from ..modeling_sparsejepa import SparseJEPAForPreTraining
+from ..configuration_sparsejepa import SparseJEPAConfig
+from ..modeling_sparsejepa import SparseJEPAForPreTraining, SparseJEPAGrouping
 from .arguments import SparseJEPATrainingArguments
-from .autocast_weights import AutocastWeights
 from .ema import ema_update_
-from .proximal import AVERAGE_GRADIENT, group_lasso_step_, hold_scales_
+from .precision import AutocastWeights
+from .proximal import group_lasso_step_, hold_scales_, own_parameter_group, require_known_metric
 from .schedules import cosine, linear, linear_warmup, warmup_steps
 
 
-# Keys of our own in the optimizer's parameter groups; they are saved and restored with its state.
+# A key of our own in the optimizer's parameter groups; it is saved and restored with the optimizer's state.
 DECAYED = "is_decayed"
-GROUP_WEIGHT = "is_group_weight"
+
+
+class TrainingCallback(TrainerCallback):
+    """transformers' `TrainerCallback`, which also sees what the model makes of a batch and adds to training logs."""
+
+    def on_outputs(self, outputs: ModelOutput) -> None:
+        """Event called after each forward pass of training. Nothing may be kept of `outputs` but copies: a CUDA graph
+        writes the next step's into the same memory."""
+
+    def metrics(self, average: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """What goes into the log of the training steps since the last one.
+
+        Args:
+            average: reduces a tensor to its mean over processes.
+        """
+        return {}
 
 
 def unwrap(model: nn.Module) -> SparseJEPAForPreTraining:
@@ -30,40 +49,77 @@ def unwrap(model: nn.Module) -> SparseJEPAForPreTraining:
     return model
 
 
-def ema_momentum(args: SparseJEPATrainingArguments, step: int, total_steps: int) -> float:
-    """m of optimizer step `step`, linear from `ema_momentum` to `ema_momentum_end` (I-JEPA)."""
-    return linear(step, total_steps, args.ema_momentum, args.ema_momentum_end)
+class LossWeights(TrainingCallback):
+    """λ and β of the step under way: the configuration's, after linear warm-ups.
+
+    Attributes:
+        sparsity_weight: λ.
+        kl_weight: β.
+    """
+
+    def __init__(self, config: SparseJEPAConfig) -> None:
+        self._config = config
+        self.sparsity_weight, self.kl_weight = float(config.sparsity_weight), float(config.kl_weight)
+
+    def on_step_begin(
+        self, args: SparseJEPATrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        step, total = state.global_step, state.max_steps
+        sparsity = linear_warmup(step, warmup_steps(args.sparsity_warmup_steps, total))
+        kl = linear_warmup(step, warmup_steps(args.kl_warmup_steps, total))
+        self.sparsity_weight = self._config.sparsity_weight * sparsity
+        self.kl_weight = self._config.kl_weight * kl
+
+    def metrics(self, average: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """`sparsity_weight`, `kl_weight`, as far as the model has a use for them."""
+        if not self._config.use_grouping:
+            return {}
+        kl_weight = {"kl_weight": self.kl_weight} if self._config.variational else {}
+        return {"sparsity_weight": self.sparsity_weight, **kl_weight}
 
 
-def weight_decay(args: SparseJEPATrainingArguments, step: int, total_steps: int) -> float:
-    """Weight decay of optimizer step `step`, along half a cosine to `weight_decay_end` if that is set."""
-    end = args.weight_decay if args.weight_decay_end is None else args.weight_decay_end
-    return cosine(step, total_steps, args.weight_decay, end)
+class WeightDecaySchedule(TrainingCallback):
+    """Sets the weight decay of each step, along half a cosine to `weight_decay_end` if that is given."""
+
+    def __init__(self) -> None:
+        self._value = 0.0
+
+    def on_train_begin(
+        self,
+        args: SparseJEPATrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Optimizer,
+        **kwargs: Any,
+    ) -> None:
+        if args.weight_decay_end is not None and not any(DECAYED in group for group in optimizer.param_groups):
+            raise ValueError(
+                f"weight_decay_end is {args.weight_decay_end}, but the schedule does not reach an optimizer that is "
+                "given. Leave `optimizers` out, or weight_decay_end."
+            )
+
+    def on_pre_optimizer_step(
+        self,
+        args: SparseJEPATrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Optimizer,
+        **kwargs: Any,
+    ) -> None:
+        self._value = args.weight_decay
+        if args.weight_decay_end is not None:
+            self._value = cosine(state.global_step, state.max_steps, args.weight_decay, args.weight_decay_end)
+            for group in optimizer.param_groups:
+                if group.get(DECAYED):
+                    group["weight_decay"] = self._value
+
+    def metrics(self, average: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """`weight_decay` of the last step."""
+        return {"weight_decay": self._value}
 
 
-def sparsity_weight(args: SparseJEPATrainingArguments, weight: float, step: int, total_steps: int) -> float:
-    """λ of optimizer step `step`: `weight` after a linear warm-up."""
-    return weight * linear_warmup(step, warmup_steps(args.sparsity_warmup_steps, total_steps))
-
-
-def kl_weight(args: SparseJEPATrainingArguments, weight: float, step: int, total_steps: int) -> float:
-    """β of optimizer step `step`: `weight` after a linear warm-up."""
-    return weight * linear_warmup(step, warmup_steps(args.kl_warmup_steps, total_steps))
-
-
-def group_weight_group(optimizer: Optimizer) -> dict[str, Any] | None:
-    """The optimizer's parameter group that holds W, if the model has one."""
-    return next((group for group in optimizer.param_groups if group.get(GROUP_WEIGHT)), None)
-
-
-def average_gradient(optimizer: Optimizer) -> Tensor | None:
-    """The running average of W's gradient, once the optimizer has made a step."""
-    group = group_weight_group(optimizer)
-    return None if group is None else optimizer.state[group["params"][0]].get(AVERAGE_GRADIENT)
-
-
-class OptimizerStepCallback(TrainerCallback):
-    """Sets the weight decay before each optimizer step; after it, updates the target encoder and thresholds W.
+class TargetEncoderEMA(TrainingCallback):
+    """Moves the target encoder towards the context encoder, with a momentum that rises linearly (I-JEPA).
 
     Args:
         keeps_autocast_weights: keep the target encoder's weights in bf16 too, cast once a step.
@@ -72,6 +128,7 @@ class OptimizerStepCallback(TrainerCallback):
     def __init__(self, keeps_autocast_weights: bool = False) -> None:
         self._keeps_autocast_weights = keeps_autocast_weights
         self._autocast_weights: AutocastWeights | None = None
+        self._momentum = 0.0
 
     def on_train_begin(
         self,
@@ -88,18 +145,7 @@ class OptimizerStepCallback(TrainerCallback):
             # A checkpoint to resume from is loaded by now.
             self._autocast_weights = AutocastWeights(sparsejepa.target_encoder)
 
-    def on_train_end(
-        self,
-        args: SparseJEPATrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
-        if self._autocast_weights is not None:
-            self._autocast_weights.remove()
-            self._autocast_weights = None
-
-    def on_pre_optimizer_step(
+    def on_optimizer_step(
         self,
         args: SparseJEPATrainingArguments,
         state: TrainerState,
@@ -107,12 +153,57 @@ class OptimizerStepCallback(TrainerCallback):
         optimizer: Optimizer,
         **kwargs: Any,
     ) -> None:
-        if args.weight_decay_end is None:
+        self._momentum = linear(state.global_step, state.max_steps, args.ema_momentum, args.ema_momentum_end)
+        if was_skipped(optimizer):
             return
-        value = weight_decay(args, state.global_step, state.max_steps)
-        for group in optimizer.param_groups:
-            if group.get(DECAYED):
-                group["weight_decay"] = value
+        ema_update_(self._targets, self._sources, self._momentum)
+        if self._autocast_weights is not None:
+            self._autocast_weights.refresh()
+
+    def on_train_end(
+        self, args: SparseJEPATrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._autocast_weights is not None:
+            self._autocast_weights.remove()
+            self._autocast_weights = None
+
+    def metrics(self, average: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """`ema_momentum` of the last step."""
+        return {"ema_momentum": self._momentum}
+
+
+class ProximalStep(TrainingCallback):
+    """After each optimizer step, takes W through the maps of the group lasso, which set columns to zero.
+
+    Args:
+        loss_weights: λ of the step.
+    """
+
+    def __init__(self, loss_weights: LossWeights) -> None:
+        self._loss_weights = loss_weights
+        self._group: dict[str, Any] | None = None
+
+    def on_train_begin(
+        self,
+        args: SparseJEPATrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module,
+        optimizer: Optimizer,
+        **kwargs: Any,
+    ) -> None:
+        model = unwrap(model)
+        # Model and optimizer are prepared by now: this is the parameter, or the shard, that the optimizer steps.
+        self._group = own_parameter_group(optimizer, model.group_weight)
+        if model.config.sparsity_weight == 0:
+            return
+        if self._group is None:
+            raise ValueError(
+                "The optimizer has no parameter group of its own for W, as one that is given, or DeepSpeed's, so W "
+                "would not become sparse. Leave `optimizers` out (choose one with the argument `optim`) and train "
+                "with DDP or FSDP2, or use sparsity_mode='penalty'."
+            )
+        require_known_metric(optimizer)
 
     def on_optimizer_step(
         self,
@@ -123,32 +214,32 @@ class OptimizerStepCallback(TrainerCallback):
         optimizer: Optimizer,
         **kwargs: Any,
     ) -> None:
-        # A loss scaler skips the step after an overflow; nothing has moved then.
-        if getattr(optimizer, "step_was_skipped", False):
+        if self._group is None or was_skipped(optimizer):
             return
-        ema_update_(self._targets, self._sources, ema_momentum(args, state.global_step, state.max_steps))
-        if self._autocast_weights is not None:
-            self._autocast_weights.refresh()
-        self._threshold(args, state, unwrap(model), optimizer)
-
-    @staticmethod
-    def _threshold(
-        args: SparseJEPATrainingArguments,
-        state: TrainerState,
-        model: SparseJEPAForPreTraining,
-        optimizer: Optimizer,
-    ) -> None:
-        config, group = model.config, group_weight_group(optimizer)
-        if not config.use_grouping or config.sparsity_mode != "proximal":
-            return
-        if group is None or group["params"][0].grad is None:
-            if config.sparsity_weight > 0:
+        strength = self._loss_weights.sparsity_weight
+        if self._group["params"][0].grad is None:
+            if strength > 0:
                 raise ValueError(
-                    "The optimizer has no parameter group with W and its gradient, as under DeepSpeed, so W would not "
-                    "become sparse. Train with DDP or FSDP2, or use sparsity_mode='penalty'."
+                    "W has no gradient after the optimizer's step, so it would not become sparse. Train with DDP or "
+                    "FSDP2, or use sparsity_mode='penalty'."
                 )
             return
-        strength = sparsity_weight(args, config.sparsity_weight, state.global_step, state.max_steps)
-        group_lasso_step_(optimizer, group, strength, args.support_steps)
+        group_lasso_step_(optimizer, self._group, strength, args.support_steps)
         if strength > 0:
-            hold_scales_(model.sparsejepa.predictor.grouping)
+            grouping = unwrap(model).sparsejepa.predictor.grouping
+            assert isinstance(grouping, SparseJEPAGrouping)
+            hold_scales_(grouping)
+
+
+def was_skipped(optimizer: Optimizer) -> bool:
+    """Whether a loss scaler passed over the step after an overflow, so that nothing has moved."""
+    return bool(getattr(optimizer, "step_was_skipped", False))
+
+
+def as_model_input(weight: float, is_compiled: bool, device: torch.device) -> float | Tensor:
+    """λ or β as the model takes it.
+
+    A number is compiled in, so its warm-up would compile the model twice; a tensor is not. It is filled on the device:
+    a copy would wait for the device.
+    """
+    return torch.full((), weight, dtype=torch.float32, device=device) if is_compiled else weight

@@ -1,9 +1,10 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
-"""Which checkpoint to resume from."""
+"""Which checkpoint to resume from, and which stand in a new run's way."""
 
 import json
 from pathlib import Path
 
+from transformers import TrainingArguments
 from transformers.utils import logging
 
 
@@ -25,6 +26,20 @@ def last_complete_checkpoint(output_dir: str) -> str:
         f"There is no complete checkpoint in {output_dir}; expected a folder checkpoint-N. Start without "
         "resume_from_checkpoint, or name a checkpoint."
     )
+
+
+def refuse_other_checkpoints(arguments: TrainingArguments) -> None:
+    """Refuses to begin a run beside another's checkpoints: a later resume would take the newest, whichever run's.
+
+    Raises:
+        ValueError: `output_dir` holds checkpoints, and the run is not to go on from them.
+    """
+    found = sorted(Path(arguments.output_dir).glob("checkpoint-*"))
+    if found and not arguments.resume_from_checkpoint and arguments.process_index == 0:
+        raise ValueError(
+            f"output_dir {arguments.output_dir!r} holds checkpoints of an earlier run, such as {found[-1].name}. Go "
+            "on with that run by --resume_from_checkpoint true, choose another output_dir, or delete them."
+        )
 
 
 def _is_complete(folder: Path) -> bool:

@@ -11,15 +11,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState
-from transformers.utils import logging
+from transformers.utils import ModelOutput, logging
 
 from ..evaluation import extract_features, feature_std, knn_accuracy, rankme
-from ..modeling_sparsejepa import SparseJEPAForPreTrainingOutput
+from ..modeling_sparsejepa import SparseJEPAGrouping
 from .arguments import SparseJEPATrainingArguments
-from .callbacks import unwrap
-from .proximal import kkt_residual
+from .callbacks import LossWeights, TrainingCallback, unwrap
+from .ema import full_tensor
+from .proximal import AVERAGE_GRADIENT, kkt_residual
 
 
 logger = logging.get_logger(__name__)
@@ -29,19 +31,13 @@ COLLAPSE_ADVICE = (
     "short run), a smaller learning_rate, longer kl_warmup_steps and sparsity_warmup_steps, or smaller kl_weight and "
     "sparsity_weight."
 )
-
-
 _MIN_IMAGES_FOR_RANK = 16
 # Images decoded at a time.
 _CHUNK = 512
 
 
-class NonFiniteLossError(FloatingPointError):
-    """The training loss became NaN or infinite."""
-
-
-class LossMeter:
-    """Sums of loss parts on the device; nothing is synchronised until they are read."""
+class LossParts(TrainingCallback):
+    """Means of the loss parts. They are summed on the device; nothing is synchronised until they are read."""
 
     PARTS = ("prediction_loss", "kl_loss", "sparsity_loss")
 
@@ -49,13 +45,13 @@ class LossMeter:
         self._sums: Tensor | None = None
         self._count = 0
 
-    def add(self, outputs: SparseJEPAForPreTrainingOutput) -> None:
+    def on_outputs(self, outputs: ModelOutput) -> None:
         parts = torch.stack([outputs[name].detach().float() for name in self.PARTS])
         self._sums = parts if self._sums is None else self._sums + parts
         self._count += 1
 
-    def take_means(self, average: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Means since the last call; `average` reduces a tensor over processes."""
+    def metrics(self, average: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """The mean of each part since the last call."""
         if self._sums is None:
             return {}
         means = average(self._sums / self._count).tolist()
@@ -63,32 +59,30 @@ class LossMeter:
         return dict(zip(self.PARTS, means, strict=True))
 
 
-class FeatureWindow:
-    """The target encoder's pooled features of the most recent images, for RankMe and the collapse check."""
+class FeatureMonitor(TrainingCallback):
+    """Spread and rank of the target encoder's features of the most recent images.
+
+    Args:
+        num_samples: RankMe is computed on the last batches that hold this many images, on each process.
+    """
 
     def __init__(self, num_samples: int) -> None:
         self._num_samples = num_samples
         self._pooled: deque[Tensor] = deque()
-        self._held = 0
         self._spread: Tensor | None = None
+        self.num_images = 0
 
-    def add(self, outputs: SparseJEPAForPreTrainingOutput) -> None:
-        # Nothing is kept of the outputs themselves: a CUDA graph writes the next step's into the same memory.
+    def on_outputs(self, outputs: ModelOutput) -> None:
         self._spread = _target_std(outputs.last_hidden_state) if len(outputs.last_hidden_state) > 1 else None
         self._pooled.append(outputs.pooler_output.detach().to(torch.float32, copy=True))
-        self._held += len(self._pooled[-1])
-        while self._held - len(self._pooled[0]) >= self._num_samples:
-            self._held -= len(self._pooled.popleft())
+        self.num_images += len(self._pooled[-1])
+        while self.num_images - len(self._pooled[0]) >= self._num_samples:
+            self.num_images -= len(self._pooled.popleft())
 
-    @property
-    def num_images(self) -> int:
-        """How many images the window holds on this process."""
-        return self._held
-
-    def statistics(self, average: Callable[[Tensor], Tensor]) -> dict[str, float]:
+    def metrics(self, average: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """`target_std`: standard deviation over the last batch's images of each patch's normalised target, averaged
         over patches and dimensions: 0 if all images look alike to the encoder, at most 1. `rankme`: effective rank of
-        the window's pooled features."""
+        the pooled features."""
         if self._spread is None:
             return {}
         values = torch.stack([self._spread, rankme(torch.cat(list(self._pooled)))])
@@ -100,6 +94,80 @@ def _target_std(hidden_states: Tensor) -> Tensor:
     """Mean over patches and dimensions of the targets' standard deviation over images, of (B >= 2, N, D): ()."""
     targets = F.layer_norm(hidden_states.detach().float(), hidden_states.shape[-1:])
     return feature_std(targets.flatten(1))
+
+
+class CollapseGuard(TrainerCallback):
+    """Warns, or stops the run, when the features' spread or rank falls under its floor.
+
+    Args:
+        args: the floors, and what to do.
+        features: where the logged spread and rank come from.
+    """
+
+    def __init__(self, args: SparseJEPATrainingArguments, features: FeatureMonitor) -> None:
+        self._floors = {"target_std": args.collapse_min_std, "rankme": args.collapse_min_rank}
+        self._stops = args.collapse_action == "stop"
+        self._features = features
+        self._has_warned = False
+
+    def on_log(
+        self,
+        args: SparseJEPATrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **kwargs: Any,
+    ) -> None:
+        floors = {name: floor for name, floor in self._floors.items() if name in logs}
+        if self._features.num_images < _MIN_IMAGES_FOR_RANK:
+            # The rank of so few images is low whatever they look like.
+            floors.pop("rankme", None)
+        if not floors:
+            return
+        low = [name for name, floor in floors.items() if logs[name] < floor]
+        if low and not self._has_warned:
+            found = ", ".join(f"{name} is {logs[name]:.4g}, its floor {floors[name]:g}" for name in low)
+            ending = "The run stops here." if self._stops else "The run goes on."
+            logger.warning(f"Collapse at step {state.global_step}: {found}. {COLLAPSE_ADVICE} {ending}")
+        self._has_warned = bool(low)
+        if low and self._stops:
+            control.should_training_stop = True
+
+
+class GroupMonitor(TrainingCallback):
+    """How sparse W is, and how near its optimum.
+
+    Args:
+        loss_weights: λ of the step.
+    """
+
+    def __init__(self, loss_weights: LossWeights) -> None:
+        self._loss_weights = loss_weights
+
+    def on_train_begin(
+        self,
+        args: SparseJEPATrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module,
+        optimizer: Optimizer,
+        **kwargs: Any,
+    ) -> None:
+        self._model, self._optimizer = unwrap(model), optimizer
+        # The parameter, or the shard, that the optimizer steps.
+        self._weight = self._model.group_weight
+
+    def metrics(self, average: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """[`group_weight_statistics`], [`generator_norm`] and, in proximal mode, [`optimality_statistics`]."""
+        grouping = self._model.sparsejepa.predictor.grouping
+        assert isinstance(grouping, SparseJEPAGrouping) and self._weight is not None
+        weight = full_tensor(self._weight)
+        generators = (full_tensor(grouping.generator_in_weight), full_tensor(grouping.generator_out_weight))
+        metrics = {**group_weight_statistics(weight), "generator_norm": generator_norm(*generators)}
+        gradient = self._optimizer.state.get(self._weight, {}).get(AVERAGE_GRADIENT)
+        if gradient is not None:
+            metrics |= optimality_statistics(weight, full_tensor(gradient), self._loss_weights.sparsity_weight)
+        return metrics
 
 
 def group_weight_statistics(group_weight: Tensor) -> dict[str, float]:
@@ -116,23 +184,21 @@ def group_weight_statistics(group_weight: Tensor) -> dict[str, float]:
     num_living = living.sum().clamp_min(1)
     shares = norms / norms.sum(dim=0).clamp_min(torch.finfo(norms.dtype).tiny)
     entropy = torch.special.entr(shares).sum(dim=0) / math.log(max(2, len(norms)))
-    values = torch.stack(
-        [
-            (~held).float().mean(),
-            held.sum() / num_living,
-            ((1.0 - entropy) * living).sum() / num_living,
-            (~living).float().sum(),
-            (~held.any(dim=1)).float().sum(),
-            norms.mean(),
-        ]
-    ).tolist()
-    names = ("zero_columns", "groups_per_living_latent", "selectivity", "dead_latents", "dead_groups")
-    return dict(zip((*names, "mean_column_norm"), values, strict=True))
+    values = {
+        "zero_columns": (~held).float().mean(),
+        "groups_per_living_latent": held.sum() / num_living,
+        "selectivity": ((1.0 - entropy) * living).sum() / num_living,
+        "dead_latents": (~living).float().sum(),
+        "dead_groups": (~held.any(dim=1)).float().sum(),
+        "mean_column_norm": norms.mean(),
+    }
+    # Read at once: each reading would wait for the device.
+    return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
 
 
-def generator_statistics(*weights: Tensor) -> dict[str, float]:
-    """`generator_norm`: of all weights of the generators f_g. If it grows while W shrinks, f_g undoes the lasso."""
-    return {"generator_norm": float(torch.stack(torch._foreach_norm([w.detach().float() for w in weights])).norm())}
+def generator_norm(*weights: Tensor) -> float:
+    """Norm of all weights of the generators f_g. If it grows while W shrinks, f_g undoes the lasso."""
+    return float(torch.stack(torch._foreach_norm([w.detach().float() for w in weights])).norm())
 
 
 def optimality_statistics(group_weight: Tensor, average_gradient: Tensor, sparsity_weight: float) -> dict[str, float]:
@@ -143,62 +209,73 @@ def optimality_statistics(group_weight: Tensor, average_gradient: Tensor, sparsi
     """
     residual = kkt_residual(group_weight.detach(), average_gradient, sparsity_weight)
     zero = torch.linalg.vector_norm(group_weight.detach(), dim=1) == 0
-    values = [torch.linalg.vector_norm(average_gradient, dim=1).median()]
-    values += [(residual * kind).sum() / kind.sum().clamp_min(1) for kind in (zero, ~zero)]
-    names = ("group_gradient_norm", "kkt_residual_zero", "kkt_residual_nonzero")
-    return dict(zip(names, torch.stack(values).tolist(), strict=True))
+    values = {
+        "group_gradient_norm": torch.linalg.vector_norm(average_gradient, dim=1).median(),
+        "kkt_residual_zero": (residual * zero).sum() / zero.sum().clamp_min(1),
+        "kkt_residual_nonzero": (residual * ~zero).sum() / (~zero).sum().clamp_min(1),
+    }
+    return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
 
 
-class Throughput:
-    """Images a second of training, over all processes; time spent in monitors does not count."""
+class Throughput(TrainingCallback):
+    """Images a second of training, over all processes.
+
+    What lies between a step's end and the end of an evaluation, of a save, or of a measurement that logs for itself,
+    is not training. So this callback stands before those that measure.
+    """
 
     def __init__(self) -> None:
-        self._images = 0
-        self._since = time.perf_counter()
-        self._paused_at: float | None = None
+        self._images, self._num_processes = 0, 1
+        self._since = self._last_step = time.perf_counter()
 
-    def add(self, images: int) -> None:
-        self._images += images
+    def on_train_begin(
+        self, args: SparseJEPATrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._images, self._num_processes = 0, args.world_size
+        self._since = self._last_step = time.perf_counter()
 
-    def pause(self) -> None:
-        self._paused_at = time.perf_counter()
+    def on_outputs(self, outputs: ModelOutput) -> None:
+        self._images += len(outputs.pooler_output) * self._num_processes
 
-    def resume(self) -> None:
-        if self._paused_at is not None:
-            self._since += time.perf_counter() - self._paused_at
-            self._paused_at = None
+    def on_step_end(
+        self, args: SparseJEPATrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._last_step = time.perf_counter()
 
-    def take(self) -> dict[str, float]:
+    def on_log(
+        self,
+        args: SparseJEPATrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **kwargs: Any,
+    ) -> None:
+        if "loss" not in logs:
+            self._leave_out()
+
+    def on_evaluate(
+        self, args: SparseJEPATrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._leave_out()
+
+    def on_save(
+        self, args: SparseJEPATrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._leave_out()
+
+    def _leave_out(self) -> None:
+        """Takes the time since the last step out of what is counted."""
+        now = time.perf_counter()
+        # A log may have begun a new count since that step.
+        self._since += now - max(self._last_step, self._since)
+        self._last_step = now
+
+    def metrics(self, average: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """`images_per_second` since the last call."""
         now = time.perf_counter()
         rate = self._images / max(now - self._since, 1e-9)
         self._images, self._since = 0, now
         return {"images_per_second": rate}
-
-
-class CollapseGuard:
-    """Warns, or stops the run, when the features' spread or rank falls under its floor."""
-
-    def __init__(self, args: SparseJEPATrainingArguments) -> None:
-        self._floors = {"target_std": args.collapse_min_std, "rankme": args.collapse_min_rank}
-        self._stop = args.collapse_action == "stop"
-        self._warned = False
-
-    def check(self, statistics: dict[str, float], step: int, num_images: int | None = None) -> bool:
-        """True if the run should stop. `num_images`: how many the statistics come from, if known."""
-        floors = dict(self._floors)
-        if num_images is not None and num_images < _MIN_IMAGES_FOR_RANK:
-            # The rank of so few images is low whatever they look like.
-            del floors["rankme"]
-        low = [name for name, floor in floors.items() if statistics.get(name, floor) < floor]
-        if not low:
-            self._warned = False
-            return False
-        if not self._warned:
-            found = ", ".join(f"{name} is {statistics[name]:.4g}, its floor {self._floors[name]:g}" for name in low)
-            ending = "The run stops here." if self._stop else "The run goes on."
-            logger.warning(f"Collapse at step {step}: {found}. {COLLAPSE_ADVICE} {ending}")
-            self._warned = True
-        return self._stop
 
 
 class KNNMonitor(TrainerCallback):
@@ -209,7 +286,6 @@ class KNNMonitor(TrainerCallback):
         heldout: data set whose images are classified.
         preprocess: uint8 batch -> the model's input.
         log: where the result goes, `Trainer.log`.
-        throughput: paused meanwhile.
     """
 
     def __init__(
@@ -218,10 +294,9 @@ class KNNMonitor(TrainerCallback):
         heldout: Dataset,
         preprocess: Callable[[Tensor], Tensor],
         log: Callable[[dict[str, float]], None],
-        throughput: Throughput,
     ) -> None:
         self._bank, self._heldout = bank, heldout
-        self._preprocess, self._log, self._throughput = preprocess, log, throughput
+        self._preprocess, self._log = preprocess, log
 
     def on_train_begin(
         self,
@@ -251,7 +326,6 @@ class KNNMonitor(TrainerCallback):
             control.should_log = should_log
 
     def _measure(self, args: SparseJEPATrainingArguments, model: nn.Module) -> None:
-        self._throughput.pause()
         encoder = unwrap(model).sparsejepa
         bank, heldout = (
             extract_features(encoder, images, preprocess=self._preprocess)
@@ -263,7 +337,6 @@ class KNNMonitor(TrainerCallback):
         with full_float32():
             accuracy = knn_accuracy(bank, self._bank_labels, heldout, self._labels, k=k)
         self._log({"knn_accuracy": accuracy})
-        self._throughput.resume()
 
 
 def comparison_device(device: torch.device) -> torch.device:
@@ -292,13 +365,13 @@ def labelled_images(dataset: Dataset, limit: int) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: if examples have no `labels`.
     """
-    count = min(limit, len(dataset))
+    count = min(limit, len(dataset))  # type: ignore[arg-type]
     # float32 would round the last index beyond the end of a data set of 2**24 examples or more.
-    indices = torch.linspace(0, len(dataset) - 1, count, dtype=torch.float64).round().long()
+    indices = torch.linspace(0, len(dataset) - 1, count, dtype=torch.float64).round().long()  # type: ignore[arg-type]
     chunks = [_labelled_chunk(dataset, chunk.tolist()) for chunk in indices.split(_CHUNK)]
     images, labels = (torch.cat(parts) for parts in zip(*chunks, strict=True))
     if not len(images):
-        raise ValueError("The kNN monitor's data set has no labelled image: all its labels are -1.")
+        raise ValueError("The data set has no labelled image for kNN: all its labels are -1.")
     return images, labels
 
 
@@ -306,7 +379,7 @@ def _labelled_chunk(dataset: Dataset, indices: list[int]) -> tuple[Tensor, Tenso
     examples = dataset.__getitems__(indices) if hasattr(dataset, "__getitems__") else [dataset[i] for i in indices]
     if not examples or "labels" not in examples[0]:
         keys = sorted(examples[0]) if examples else "no examples"
-        raise ValueError(f"The kNN monitor needs examples with 'pixel_values' and 'labels'; the data set has {keys}.")
+        raise ValueError(f"kNN needs examples with 'pixel_values' and 'labels'; the data set has {keys}.")
     images = torch.stack([torch.as_tensor(example["pixel_values"]) for example in examples])
     labels = torch.tensor([int(example["labels"]) for example in examples])
     # A label of -1 means that the data set has none for this image.

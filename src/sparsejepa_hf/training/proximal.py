@@ -29,12 +29,20 @@ AVERAGE_GRADIENT, AVERAGED_STEPS = "average_gradient", "averaged_steps"
 _NEWTON_STEPS = 4
 
 
+def own_parameter_group(optimizer: Optimizer, parameter: Tensor | None) -> dict[str, Any] | None:
+    """The optimizer's parameter group that holds this very parameter and no other; None if there is none."""
+    groups = [group for group in optimizer.param_groups if len(group["params"]) == 1]
+    return next((group for group in groups if group["params"][0] is parameter), None)
+
+
 def require_known_metric(optimizer: Optimizer) -> None:
     """Refuses an optimizer in whose metric no proximal step can be taken here.
 
     Raises:
         ValueError: unless it is Adam or AdamW without amsgrad, or SGD without momentum.
     """
+    # Accelerate wraps it.
+    optimizer = getattr(optimizer, "optimizer", optimizer)
     plain = not any(group.get("amsgrad") or group.get("momentum") for group in optimizer.param_groups)
     if not (isinstance(optimizer, (Adam, SGD)) and plain):
         raise ValueError(

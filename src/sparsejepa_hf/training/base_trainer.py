@@ -1,0 +1,329 @@
+# Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
+"""What pre-training and fine-tuning share of a Trainer: images, their places in a step, resuming, finite losses."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from transformers import PreTrainedModel, Trainer, ViTImageProcessor
+from transformers.image_utils import PILImageResampling
+
+from ..counter_rng import stream_keys
+from ..data import BatchAugmentation, StreamingImageDataset, collate_images, normalize_images
+from .arguments import ImageTrainingArguments
+from .callbacks import TrainingCallback
+from .checkpoints import last_complete_checkpoint
+from .ema import local_shard
+from .precision import warn_of_slow_bf16
+
+
+AUGMENTATION_STREAM = 2
+
+
+class NonFiniteLossError(FloatingPointError):
+    """The training loss, or a weight, became NaN or infinite."""
+
+
+class ImageTrainer(Trainer):
+    """transformers' `Trainer` for images that are augmented and normalised on the device.
+
+    The augmentation of a sample depends on (seed, optimizer step, place in the global batch) alone: not on the number
+    of processes or accumulation steps, nor on an interruption. A loss or a weight that is not finite ends the run
+    before it is saved.
+
+    Args:
+        model: of the class that the trainer is for.
+        args: of the class that the trainer is for.
+        train_dataset: examples {"pixel_values": uint8 (C, S, S)}, which are augmented and normalised here, or float
+            (C, H, W), which are used as they are.
+        eval_dataset: held-out examples, never augmented; none is left out of an evaluation.
+        processing_class: image processor, saved with the checkpoint; its `image_mean` and `image_std` normalise.
+        data_collator: stacks examples; default: [`collate_images`].
+        kwargs: as for `Trainer`.
+
+    Raises:
+        TypeError: `model` or `args` is of another class.
+        ValueError: arguments do not fit together, or a data set is not one of images.
+    """
+
+    model_class: ClassVar[type[PreTrainedModel]]
+    arguments_class: ClassVar[type[ImageTrainingArguments]]
+    # The loss is a mean over the batch.
+    loss_is_scaled_for_ga = False
+    non_finite_advice = "Try a smaller learning_rate, a longer warmup_steps, or fp32 instead of fp16."
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: ImageTrainingArguments,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | None = None,
+        processing_class: Any | None = None,
+        data_collator: Callable[[list[dict[str, Any]]], dict[str, Tensor]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        for name, value, expected in (("model", model, self.model_class), ("args", args, self.arguments_class)):
+            if not isinstance(value, expected):
+                raise TypeError(f"{name} is a {type(value).__name__}; expected {expected.__name__}.")
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"One process sees {args.n_gpu} GPUs; expected one process a GPU. Start with `accelerate launch` or "
+                "`python -m torch.distributed.run`, or show it one GPU with CUDA_VISIBLE_DEVICES=0."
+            )
+        for dataset in (train_dataset, eval_dataset):
+            _require_pixel_values(dataset)
+        if isinstance(train_dataset, StreamingImageDataset) and not train_dataset.repeat:
+            raise ValueError(
+                "The stream given as train_dataset ends, and a run resumed after its end would not find its place "
+                "again. Build it with repeat=True; max_steps ends the run."
+            )
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class or image_processor(model.config.image_sides),
+            data_collator=data_collator or collate_images,
+            **kwargs,
+        )
+        self.augmentation = self._build_augmentation()
+        self._slot_step, self._next_slot = -1, 0
+        self._operations: dict[int, int] = {}
+
+    def _build_augmentation(self) -> BatchAugmentation | None:
+        (height, width), args = self.model.config.image_sides, self.args
+        if height != width:
+            # Only square uint8 images are augmented here; float images of any shape are used as they are.
+            return None
+        return BatchAugmentation(
+            height,
+            self.processing_class.image_mean,
+            self.processing_class.image_std,
+            crop=args.crop,
+            crop_padding=args.crop_padding,
+            crop_scale=tuple(args.crop_scale),
+            horizontal_flip=args.horizontal_flip,
+            color_jitter=args.color_jitter,
+        )
+
+    # ---- images ----
+
+    def take_slots(self, batch_size: int, device: torch.device) -> Tensor:
+        """Places of this process's next samples in the global batch of the step under way, int64 (B,)."""
+        if self.state.global_step != self._slot_step:
+            self._slot_step, self._next_slot = self.state.global_step, 0
+        first = self._next_slot + self.args.process_index * batch_size
+        self._next_slot += batch_size * self.args.world_size
+        return torch.arange(first, first + batch_size, device=device)
+
+    def augment(self, pixel_values: Tensor, slots: Tensor) -> Tensor:
+        """uint8 (B, C, S, S) -> the model's input, augmented by each sample's place; floats are left as they are."""
+        if pixel_values.is_floating_point():
+            return pixel_values
+        if self.augmentation is None:
+            raise ValueError(
+                f"The model's image_size is {self.model.config.image_size}, but uint8 images are augmented as squares "
+                "only. Give the trainer normalised float images instead."
+            )
+        keys = stream_keys(self.args.seed, self.state.global_step, slots, AUGMENTATION_STREAM)
+        return self.augmentation(pixel_values, keys)
+
+    def normalize(self, pixel_values: Tensor) -> Tensor:
+        """uint8 (B, C, H, W) -> the model's input, without augmentation; floats are left as they are."""
+        if pixel_values.is_floating_point():
+            return pixel_values
+        return normalize_images(pixel_values, self.processing_class.image_mean, self.processing_class.image_std)
+
+    def _get_dataloader(
+        self,
+        dataset: Dataset,
+        description: str,
+        batch_size: int,
+        sampler_fn: Callable[[Dataset], Sampler | None] | None = None,
+        is_training: bool = False,
+        dataloader_key: str | None = None,
+    ) -> DataLoader:
+        """As in `Trainer` for training. `dataloader_drop_last` is for training alone: evaluations and tests get the
+        last, smaller batch too."""
+        if is_training:
+            return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
+        has_places = sampler_fn is not None and not isinstance(dataset, IterableDataset)
+        loader = DataLoader(
+            dataset,
+            batch_size,
+            sampler=sampler_fn(dataset) if has_places and sampler_fn is not None else None,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
+        return self.accelerator.prepare(loader)
+
+    # ---- one step ----
+
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """What the optimizer is made of; each trainable parameter of `model` is in one group."""
+        raise NotImplementedError
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """As in `Trainer`, with the groups of `parameter_groups`."""
+        if self.optimizer is None:
+            optimizer_class, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
+                self.args, self.model
+            )
+            # Some optimizers of transformers come with their own; those are left to it.
+            if not {"params", "model", "optimizer_dict"} & options.keys():
+                groups = self.parameter_groups(self.model if model is None else model)
+                self.optimizer: Optimizer | None = optimizer_class(groups, **options)
+        return super().create_optimizer(model)
+
+    def floating_point_ops(self, inputs: dict[str, Tensor]) -> int:
+        """As in `Trainer`, which walks through the whole model at every step; counted once a batch size here."""
+        elements = inputs["pixel_values"].numel()
+        if elements not in self._operations:
+            self._operations[elements] = super().floating_point_ops(inputs)
+        return self._operations[elements]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As in `Trainer`; the logs of training steps also carry what the callbacks have to say."""
+        if "loss" in logs:
+            self._require_finite(logs["loss"])
+            for callback in self._training_callbacks():
+                logs = {**logs, **callback.metrics(self._average)}
+        super().log(logs, start_time)
+
+    def _training_callbacks(self) -> list[TrainingCallback]:
+        return [callback for callback in self.callback_handler.callbacks if isinstance(callback, TrainingCallback)]
+
+    # ---- a run ----
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """As in `Trainer`; `resume_from_checkpoint=True` takes the last checkpoint that was written to its end.
+
+        Raises:
+            NonFiniteLossError: the loss is NaN or infinite.
+            ValueError: there is no checkpoint to resume from, it does not fit the model, or there are too few images.
+        """
+        # Flags and YAML files give text.
+        choice = {"true": True, "false": None}.get(str(resume_from_checkpoint).lower(), resume_from_checkpoint)
+        if choice is True:
+            choice = last_complete_checkpoint(self.args.output_dir)
+        self._require_a_batch()
+        on_cpu = self.args.device.type == "cpu"
+        if on_cpu and self.accelerator.mixed_precision == "bf16" and self.is_world_process_zero():
+            warn_of_slow_bf16()
+        self._slot_step = -1
+        self._operations.clear()
+        output = super().train(resume_from_checkpoint=choice, **kwargs)
+        # Each process knows its own mean; all must judge the same one.
+        loss = torch.tensor(output.training_loss, device=self.args.device)
+        self._require_finite(float(self._average(loss)))
+        return output
+
+    def _require_a_batch(self) -> None:
+        wanted = self.args.train_batch_size * self.args.world_size
+        if self.args.dataloader_drop_last and hasattr(self.train_dataset, "__len__"):
+            if len(self.train_dataset) < wanted:
+                raise ValueError(
+                    f"The training data has {len(self.train_dataset)} images, less than one batch of {wanted} over "
+                    "all processes, so nothing would be trained. Lower per_device_train_batch_size, or set "
+                    "dataloader_drop_last to false."
+                )
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # A finished run that is resumed amid an epoch would train one step more.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        if load_result.missing_keys or load_result.unexpected_keys:
+            raise ValueError(
+                f"The checkpoint does not fit the model: missing {list(load_result.missing_keys)}, unexpected "
+                f"{list(load_result.unexpected_keys)}. Resume with the configuration that the run began with."
+            )
+
+    def finish(self) -> None:
+        """Ends the processes' work together, once nothing is left to train, measure or save."""
+        # In this order: left to the interpreter's exit, gloo's threads sometimes abort a process.
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+
+    # ---- finite losses and weights ----
+
+    def _average(self, values: Tensor) -> Tensor:
+        """The mean over processes."""
+        return self.accelerator.reduce(values, reduction="mean")
+
+    def loss_parts(self) -> dict[str, float]:
+        """The parts of the loss since the last log, where it has parts; asked for when it is not finite."""
+        return {}
+
+    def _require_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            parts = ", ".join(f"{name} {value:.4g}" for name, value in self.loss_parts().items())
+            raise NonFiniteLossError(
+                f"The loss is {loss} at step {self.state.global_step}{f' ({parts})' if parts else ''}; expected a "
+                f"finite number. {self.non_finite_advice} The last checkpoint, if there is one, is from before."
+            )
+
+    def _require_finite_weights(self) -> None:
+        # A finite loss can still have had a gradient that was not.
+        weights = [local_shard(parameter.detach()) for parameter in self.model.parameters()]
+        finite = torch.stack(torch._foreach_norm(weights)).isfinite().all().float()
+        if float(self._average(finite)) < 1.0:
+            raise NonFiniteLossError(
+                f"The weights are no longer finite at step {self.state.global_step}, so they are not saved. "
+                f"{self.non_finite_advice} The last checkpoint, if there is one, is from before."
+            )
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        # A checkpoint with NaN weights is worse than none; the weights are looked at by save_model.
+        self._require_finite(float(self._average(self._tr_loss)))
+        super()._save_checkpoint(*args, **kwargs)
+
+    def save_model(self, *args: Any, **kwargs: Any) -> None:
+        """As in `Trainer`, if the weights are finite."""
+        self._require_finite_weights()
+        super().save_model(*args, **kwargs)
+
+
+def image_processor(
+    image_sides: tuple[int, int],
+    image_mean: Sequence[float] = (0.5, 0.5, 0.5),
+    image_std: Sequence[float] = (0.5, 0.5, 0.5),
+) -> ViTImageProcessor:
+    """What held-out images go through here: RGB, short side to the model's, centre crop, normalisation.
+
+    The long side may be rounded to another pixel than [`data.resize_to_square`] rounds it to.
+
+    Args:
+        image_sides: height and width of the model's images, in pixels.
+        image_mean: of each channel, on the scale from 0 to 1.
+        image_std: of each channel, on the same scale.
+    """
+    height, width = image_sides
+    return ViTImageProcessor(
+        do_convert_rgb=True,
+        size={"shortest_edge": height} if height == width else {"height": height, "width": width},
+        resample=PILImageResampling.BICUBIC,
+        do_center_crop=height == width,
+        crop_size={"height": height, "width": width},
+        image_mean=list(image_mean),
+        image_std=list(image_std),
+    )
+
+
+def _require_pixel_values(dataset: Dataset | None) -> None:
+    columns = getattr(dataset, "column_names", None)
+    if columns is not None and "pixel_values" not in columns:
+        raise ValueError(
+            f"The data set given has the columns {columns}; expected examples with 'pixel_values'. Wrap it: "
+            "build_image_dataset(load_image_dataset(dataset), config.image_size)."
+        )

@@ -1,0 +1,266 @@
+# Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
+"""A run's options: from a YAML file and flags, and back into a file that runs again."""
+
+import dataclasses
+import difflib
+import json
+import sys
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+from ..configuration_sparsejepa import PRESETS, SparseJEPAConfig
+from .arguments import FineTuningArguments, SparseJEPATrainingArguments
+
+
+_DATASET_HELP = (
+    "A Hub data set, a folder of images, parquet, arrow or tar files (a glob will do), a folder of save_to_disk, or "
+    "synthetic-scenes, the built-in data."
+)
+
+
+@dataclass
+class DataArguments:
+    """Which images to pre-train on, and how the result is looked at."""
+
+    dataset: str = field(default="synthetic-scenes", metadata={"help": _DATASET_HELP})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str | None = field(default=None, metadata={"help": "Held-out split, for the monitors; or none."})
+    scene_max_objects: int = field(default=4, metadata={"help": "Most objects of a synthetic-scenes image, 1 to 8."})
+    image_column: str | None = field(default=None, metadata={"help": "Default: the only image column."})
+    label_column: str | None = field(default=None, metadata={"help": "Default: the only label column, if any."})
+    streaming: bool = field(default=False, metadata={"help": "Read on the fly, in bounded memory; needs max_steps."})
+    shuffle_buffer: int = field(default=10_000, metadata={"help": "Examples of the shuffle buffer when streaming."})
+    load_size: int | None = field(
+        default=None,
+        metadata={"help": "Side that training images are decoded to before augmentation; default: image_size."},
+    )
+    max_train_examples: int | None = field(
+        default=None, metadata={"help": "Train on this many images, chosen at random; default: all."}
+    )
+    max_eval_examples: int | None = field(
+        default=None, metadata={"help": "Take this many held-out images, chosen at random; default: all."}
+    )
+    dataset_seed: int = field(
+        default=0, metadata={"help": "Seed of subsets, of the built-in scenes and of a stream's shuffling."}
+    )
+    max_bad_fraction: float = field(default=0.01, metadata={"help": "Largest share of undecodable images."})
+    image_mean: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5], metadata={"help": "Of each channel."})
+    image_std: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5], metadata={"help": "Of each channel."})
+    probe: bool = field(
+        default=True,
+        metadata={"help": "At the end, compare kNN and a linear probe with the untrained encoder and raw pixels."},
+    )
+
+
+@dataclass
+class ModelArguments:
+    """Which model to pre-train: a preset, and any field of [`SparseJEPAConfig`] that is to differ from it."""
+
+    preset: str = field(default="vit-tiny", metadata={"help": f"One of {', '.join(PRESETS)}."})
+    hidden_size: int | None = None
+    num_hidden_layers: int | None = None
+    num_attention_heads: int | None = None
+    intermediate_size: int | None = None
+    hidden_act: str | None = None
+    hidden_dropout_prob: float | None = None
+    attention_probs_dropout_prob: float | None = None
+    initializer_range: float | None = None
+    layer_norm_eps: float | None = None
+    image_size: list[int] | None = field(default=None, metadata={"help": "Pixels: the side, or height and width."})
+    patch_size: list[int] | None = field(default=None, metadata={"help": "Pixels: the side, or height and width."})
+    num_channels: int | None = None
+    qkv_bias: bool | None = None
+    predictor_type: str | None = None
+    predictor_hidden_size: int | None = None
+    predictor_num_hidden_layers: int | None = None
+    predictor_num_attention_heads: int | None = None
+    predictor_intermediate_size: int | None = None
+    use_grouping: bool | None = field(default=None, metadata={"help": "False: plain I-JEPA, whatever else is set."})
+    num_groups: int | None = None
+    num_latents: int | None = None
+    group_size: int | None = None
+    generator_hidden_size: int | None = None
+    variational: bool | None = None
+    latent_position: str | None = None
+    latent_residual: bool | None = None
+    loss_type: str | None = None
+    target_normalization: str | None = None
+    sparsity_weight: float | None = None
+    sparsity_mode: str | None = None
+    kl_weight: float | None = None
+
+    def build_config(self) -> SparseJEPAConfig:
+        """The configuration: the preset with whatever was given on top.
+
+        Raises:
+            ValueError: there is no such preset, or no model can have these values.
+        """
+        given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        for name in ("image_size", "patch_size"):
+            if len(given.get(name, ())) == 1:
+                (given[name],) = given[name]
+        return SparseJEPAConfig.from_preset(given.pop("preset"), **given)
+
+
+@dataclass
+class FineTuningModelArguments:
+    """Which encoder to begin from."""
+
+    model_name_or_path: str = field(
+        metadata={"help": "A SparseJEPA checkpoint: a folder, or a model on the Hub. Its target encoder is taken."}
+    )
+
+
+@dataclass
+class FineTuningDataArguments:
+    """Which labelled images to train and to test on.
+
+    Raises:
+        ValueError: for values outside the stated ranges.
+    """
+
+    dataset: str = field(metadata={"help": _DATASET_HELP})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    test_split: str = field(
+        default="test", metadata={"help": "Split that the finished model is tested on, once; nothing is chosen on it."}
+    )
+    validation_fraction: float = field(
+        default=0.1,
+        metadata={
+            "help": "Share of each class of train_split that is held out for the evaluations during training, and for "
+            "load_best_model_at_end; with eval_strategy no, nothing is held out."
+        },
+    )
+    image_column: str | None = field(default=None, metadata={"help": "Default: the only image column."})
+    label_column: str | None = field(default=None, metadata={"help": "Default: the only label column."})
+    load_size: int | None = field(
+        default=None,
+        metadata={"help": "Side that training images are decoded to before augmentation; default: the model's."},
+    )
+    max_train_examples: int | None = field(
+        default=None,
+        metadata={"help": "Take this many images of train_split, validation part included, chosen at random."},
+    )
+    max_test_examples: int | None = field(
+        default=None, metadata={"help": "Take this many images of test_split, chosen at random."}
+    )
+    dataset_seed: int = field(default=0, metadata={"help": "Seed of subsets and of the validation part."})
+    max_bad_fraction: float = field(default=0.01, metadata={"help": "Largest share of undecodable images."})
+    image_mean: list[float] | None = field(
+        default=None, metadata={"help": "Of each channel; default: the checkpoint's image processor's."}
+    )
+    image_std: list[float] | None = field(
+        default=None, metadata={"help": "Of each channel; default: the checkpoint's image processor's."}
+    )
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.validation_fraction < 1.0:
+            raise ValueError(
+                f"validation_fraction is {self.validation_fraction}; expected a number between 0 and 1. To hold "
+                "nothing out, leave it and set eval_strategy to no."
+            )
+        if (self.image_mean is None) != (self.image_std is None):
+            raise ValueError("Of image_mean and image_std one is given alone; expected both, or neither.")
+
+
+# What `examples/pretrain.py` and `examples/finetune.py` take.
+OPTION_TYPES = (ModelArguments, DataArguments, SparseJEPATrainingArguments)
+FINE_TUNING_OPTION_TYPES = (FineTuningModelArguments, FineTuningDataArguments, FineTuningArguments)
+
+
+# ---- from a file and flags ----
+
+
+def parse_options(option_types: Sequence[type], arguments: Sequence[str] | None = None) -> tuple[Any, ...]:
+    """Parses `[FILE.yaml] [--flag value …]`; flags override the file.
+
+    Args:
+        option_types: dataclasses that share no field name.
+        arguments: the words; default: the command line's.
+
+    Returns:
+        one instance of each dataclass.
+
+    Raises:
+        ValueError: for a file that is missing, not a mapping, or has unknown keys.
+        SystemExit: for unknown flags, as argparse does.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    from_file: list[str] = []
+    flagless: dict[str, Any] = {}
+    if words and not words[0].startswith("-"):
+        from_file, flagless = _file_as_flags(Path(words.pop(0)), option_types)
+    usage = "%(prog)s [FILE.yaml] [--flag value ...]; the file holds the flags below by name, and flags override it"
+    parser = HfArgumentParser(option_types, allow_abbrev=False, usage=usage)
+    parser.set_defaults(**flagless)
+    return parser.parse_args_into_dataclasses([*from_file, *words])
+
+
+def _file_as_flags(path: Path, option_types: Sequence[type]) -> tuple[list[str], dict[str, Any]]:
+    """The file's options as flags, so that argparse checks both alike, and those that no flag can express."""
+    if not path.is_file():
+        raise ValueError(f"There is no file {path}; expected a YAML file of options, or flags beginning with --.")
+    options = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(options, dict):
+        raise ValueError(f"{path} holds {type(options).__name__}; expected a mapping of options to values.")
+    known: dict[str, Any] = {}
+    for option_type in option_types:
+        hints = typing.get_type_hints(option_type)
+        known |= {f.name: hints[f.name] for f in dataclasses.fields(option_type) if f.init}
+    flags: list[str] = []
+    flagless: dict[str, Any] = {}
+    for name, value in options.items():
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"{path} has an unknown key {name!r}.{hint}")
+        kinds = _kinds(known[name])
+        if value is None and types.NoneType not in kinds:
+            raise ValueError(f"{path} sets {name} to null, but it needs a value; leave the key out for its default.")
+        # A flag of "text or list" takes one text alone.
+        if value is None or (isinstance(value, list) and list in kinds and (not value or str in kinds)):
+            flagless[name] = value
+        elif isinstance(value, list):
+            flags += [f"--{name}", *map(str, value)]
+        else:
+            flags += [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]
+    return flags, flagless
+
+
+def _kinds(annotation: Any) -> set[type]:
+    """The classes that an annotation allows, without their parameters."""
+    is_union = typing.get_origin(annotation) in (types.UnionType, typing.Union)
+    members = typing.get_args(annotation) if is_union else (annotation,)
+    return {typing.get_origin(member) or member for member in members}
+
+
+# ---- back into a file ----
+
+
+def resolved_options(*options: Any) -> dict[str, Any]:
+    """Every option as it was resolved, in one mapping that runs again as it stands."""
+    resolved: dict[str, Any] = {}
+    for option in options:
+        values = option.to_dict() if hasattr(option, "to_dict") else dataclasses.asdict(option)
+        defaults = {f.name: f.default for f in dataclasses.fields(option) if f.init}
+        # Null is worth a line only where it is not the default.
+        resolved |= {k: v for k, v in values.items() if k in defaults and not (v is None and defaults[k] is None)}
+    # What the launcher sets (`accelerate config`) is left to it; secrets are not written; a rerun starts afresh.
+    left_out = ("accelerator_config", "fsdp_config", "fsdp", "parallelism_config", "resume_from_checkpoint")
+    return {name: v for name, v in resolved.items() if name not in left_out and not name.endswith("_token")}
+
+
+def write_options(output_dir: str | Path, *options: Any, name: str = "pretraining_options.yaml") -> None:
+    """Writes [`resolved_options`] into `output_dir`/`name`."""
+    Path(output_dir).mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(resolved_options(*options), sort_keys=False)
+    (Path(output_dir) / name).write_text(text, encoding="utf-8")

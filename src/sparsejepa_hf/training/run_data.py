@@ -1,0 +1,254 @@
+# Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
+"""The data sets of a run, from its options."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+
+from ..configuration_sparsejepa import SparseJEPAConfig
+from ..data import (
+    SYNTHETIC_SCENES,
+    ImageDataset,
+    StreamingImageDataset,
+    build_image_dataset,
+    build_scenes,
+    load_image_dataset,
+)
+from ..evaluation import validation_mask
+from .arguments import SparseJEPATrainingArguments
+from .options import DataArguments, FineTuningDataArguments
+
+
+# The most images that vote in the comparison at the end of a run, where the training images are decoded for it.
+_MAX_BANK = 20_000
+
+
+@dataclass
+class PreTrainingData:
+    """The data sets of a pre-training run.
+
+    Attributes:
+        train: what is trained on, decoded at `load_size`.
+        heldout: the held-out split at the model's size, or None.
+        bank: training images at the model's size, for kNN and probes; None unless they and `heldout` have labels of
+            the same classes.
+    """
+
+    train: ImageDataset | StreamingImageDataset
+    heldout: ImageDataset | None = None
+    bank: ImageDataset | None = None
+
+
+def load_pretraining_data(
+    options: DataArguments, training: SparseJEPATrainingArguments, config: SparseJEPAConfig
+) -> PreTrainingData:
+    """Loads the splits that pre-training needs, and decodes them if they fit into memory.
+
+    Raises:
+        ValueError: options do not fit together, or the splits do not fit each other.
+    """
+    side = square_side(config)
+    _require_steps_of_streams(options, training)
+    load_size = options.load_size or side
+    source = _load_split(options, options.train_split, options.max_train_examples, side, options.streaming)
+    train = _build(options, source, load_size)
+    data = PreTrainingData(train)
+    # A stream is not labelled here, so only the evaluation loss would look at its held-out images.
+    wants_heldout = not options.streaming or training.eval_strategy != "no"
+    if options.eval_split is not None and options.eval_split.lower() != "none" and wants_heldout:
+        heldout = _load_split(options, options.eval_split, options.max_eval_examples, side)
+        data.heldout = _build(options, heldout, side)
+        if not options.streaming and has_labels(train) and has_labels(data.heldout):
+            _require_same_classes(source, heldout, options.train_split, options.eval_split)
+            data.bank = train if load_size == side else _build(options, _spread(source, _MAX_BANK), side)
+    if training.knn_steps and data.bank is None:
+        raise ValueError(
+            f"knn_steps is {training.knn_steps}, but the kNN monitor needs labels in train_split and in eval_split. "
+            "Name label_column and eval_split, or set knn_steps to 0."
+        )
+    return data
+
+
+def square_side(config: SparseJEPAConfig) -> int:
+    """Side of the model's images, in pixels.
+
+    Raises:
+        ValueError: the model does not take square RGB images, which the data sets here are made of.
+    """
+    height, width = config.image_sides
+    if height != width or config.num_channels != 3:
+        raise ValueError(
+            f"image_size is {config.image_size} and num_channels {config.num_channels}; this data pipeline makes "
+            "square RGB images. Use a square image_size and num_channels=3, or give SparseJEPATrainer float images."
+        )
+    return height
+
+
+def has_labels(dataset: ImageDataset) -> bool:
+    """Whether a data set's examples carry labels; -1, as test splits on the Hub often have, is none."""
+    if dataset.labels is not None:
+        return bool((dataset.labels >= 0).any())
+    example = dataset[0]
+    return int(example.get("labels", -1)) >= 0
+
+
+def _require_steps_of_streams(data: DataArguments, training: SparseJEPATrainingArguments) -> None:
+    if data.streaming and training.max_steps <= 0:
+        raise ValueError(
+            f"streaming is set and max_steps is {training.max_steps}, but a stream does not say how long it is. Give "
+            "max_steps, the number of optimizer steps."
+        )
+    if data.streaming and training.knn_steps:
+        raise ValueError(
+            f"streaming is set and knn_steps is {training.knn_steps}, but the kNN monitor needs images that can be "
+            "looked up again. Set knn_steps to 0, or leave streaming out."
+        )
+
+
+def _load_split(
+    options: DataArguments, split: str, max_examples: int | None, side: int, streaming: bool = False
+) -> Any:
+    source: Any = options.dataset
+    if source == SYNTHETIC_SCENES:
+        # Rendered at the model's size.
+        count = {} if max_examples is None else {"num_examples": max_examples}
+        objects = options.scene_max_objects
+        source = build_scenes(**count, seed=options.dataset_seed, image_size=side, max_objects=objects, split=split)
+    return load_image_dataset(
+        source,
+        split,
+        name=options.dataset_config_name,
+        image_column=options.image_column,
+        label_column=options.label_column,
+        streaming=streaming,
+        max_examples=max_examples,
+        seed=options.dataset_seed,
+    )
+
+
+def _build(options: DataArguments, dataset: Any, side: int) -> Any:
+    return build_image_dataset(
+        dataset,
+        side,
+        max_bad_fraction=options.max_bad_fraction,
+        shuffle_buffer_size=options.shuffle_buffer,
+        seed=options.dataset_seed,
+        repeat=True,
+    )
+
+
+def _spread(dataset: datasets.Dataset, limit: int) -> datasets.Dataset:
+    """At most about `limit` examples, evenly spaced."""
+    return dataset.select(range(0, len(dataset), max(1, len(dataset) // limit)))
+
+
+def _require_same_classes(train: datasets.Dataset, heldout: datasets.Dataset, *splits: str) -> None:
+    """Splits that are loaded alone number their classes alone."""
+    names = [getattr(dataset.features["label"], "names", None) for dataset in (train, heldout)]
+    if names[0] != names[1]:
+        differing = sorted(set(names[0] or []) ^ set(names[1] or []))[:5]
+        raise ValueError(
+            f"The splits {splits[0]!r} and {splits[1]!r} number their classes differently: they do not have the same "
+            f"class names ({', '.join(map(repr, differing))} are in one only). Give both the same classes, or name "
+            "another split."
+        )
+
+
+# ---- labelled, for fine-tuning ----
+
+
+@dataclass
+class FineTuningData:
+    """The data sets of a fine-tuning run.
+
+    Attributes:
+        class_names: by index; the numbers themselves where the labels are plain integers.
+        train: what is trained on, decoded at `load_size`.
+        validation: the part of the training split held out for evaluations, at the model's size, or None.
+        test: the test split at the model's size.
+    """
+
+    class_names: list[str]
+    train: ImageDataset
+    validation: ImageDataset | None
+    test: ImageDataset
+
+
+def load_finetuning_data(options: FineTuningDataArguments, side: int, holds_out: bool) -> FineTuningData:
+    """Loads the labelled splits.
+
+    Args:
+        options: which.
+        side: of the model's images, in pixels.
+        holds_out: whether a part of the training split is held out.
+
+    Raises:
+        ValueError: a split is empty, has no labels, or labels outside its classes; or there are fewer than two
+            classes.
+    """
+    train = _load_labelled(options, options.train_split, options.max_train_examples)
+    test = _load_labelled(options, options.test_split, options.max_test_examples)
+    labels, test_labels = _labels_of(train, options.train_split), _labels_of(test, options.test_split)
+    names = getattr(train.features["label"], "names", None)
+    class_names = list(names) if names else [str(index) for index in range(int(labels.max()) + 1)]
+    _require_classes(labels, options.train_split, class_names)
+    _require_same_classes(train, test, options.train_split, options.test_split)
+    _require_in_range(test_labels, options.test_split, len(class_names))
+
+    def build(dataset: datasets.Dataset, side: int) -> ImageDataset:
+        return ImageDataset(dataset, side, max_bad_fraction=options.max_bad_fraction)
+
+    validation = None
+    if holds_out:
+        mask = validation_mask(torch.from_numpy(labels), options.validation_fraction, options.dataset_seed).numpy()
+        validation = build(train.select(np.flatnonzero(mask)), side)
+        train = train.select(np.flatnonzero(~mask))
+    return FineTuningData(class_names, build(train, options.load_size or side), validation, build(test, side))
+
+
+def _load_labelled(options: FineTuningDataArguments, split: str, max_examples: int | None) -> datasets.Dataset:
+    return load_image_dataset(
+        options.dataset,
+        split,
+        name=options.dataset_config_name,
+        image_column=options.image_column,
+        label_column=options.label_column,
+        max_examples=max_examples,
+        seed=options.dataset_seed,
+    )
+
+
+def _labels_of(dataset: datasets.Dataset, split: str) -> np.ndarray:
+    """int64 (n,); -1 where there is none."""
+    if len(dataset) == 0:
+        raise ValueError(f"The split {split!r} is empty; expected labelled images. Name another split.")
+    if "label" not in dataset.column_names:
+        raise ValueError(
+            f"The split {split!r} has no column of labels; expected ClassLabels, integers, booleans or strings. Name "
+            "it with label_column."
+        )
+    column = dataset.select_columns("label").with_format("arrow")[:]["label"].to_pylist()
+    return np.array([-1 if label is None else int(label) for label in column], dtype=np.int64)
+
+
+def _require_classes(labels: np.ndarray, split: str, class_names: list[str]) -> None:
+    _require_in_range(labels, split, len(class_names))
+    found = np.unique(labels)
+    if len(found) < 2:
+        raise ValueError(
+            f"All {len(labels)} images of the split {split!r} are of one class, {class_names[found[0]]!r}; expected "
+            "at least two classes. Check label_column, or take more images."
+        )
+
+
+def _require_in_range(labels: np.ndarray, split: str, num_classes: int) -> None:
+    outside = (labels < 0) | (labels >= num_classes)
+    if outside.any():
+        raise ValueError(
+            f"{outside.sum()} of the {len(labels)} images of the split {split!r} have a label outside the classes 0 "
+            f"to {num_classes - 1}, such as {labels[outside][0]} (-1 stands for none). Leave those images out, or "
+            "name another split."
+        )

@@ -1,0 +1,62 @@
+# Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
+"""What the pages name exists, and results say where they come from."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import sparsejepa_hf
+
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
+_FOLDERS = "src|tests|examples|benchmarks|docs|results|model_cards|tools"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_a_page_names_exists(page):
+    text = TEXTS[page.name]
+    named = re.findall(rf"`((?:{_FOLDERS})/[\w/.*-]+)`", text)
+    linked = [link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if ":" not in link]
+    for name in named:
+        assert list(ROOT.glob(name.rstrip("/"))), f"{page.name} names {name}"
+    for name in filter(None, linked):
+        # The badge's address is GitHub's.
+        if "/actions/workflows/" in name:
+            name = f".github/workflows/{name.removesuffix('/badge.svg').rsplit('/', 1)[-1]}"
+            assert (ROOT / name).is_file(), f"{page.name} links to {name}"
+        else:
+            assert (page.parent / name).exists(), f"{page.name} links to {name}"
+
+
+def test_every_recipe_that_the_pages_name_exists_and_every_recipe_is_named():
+    named = set(re.findall(r"([\w-]+\.yaml)", " ".join(TEXTS.values())))
+    recipes = {path.name for path in (ROOT / "examples" / "configs").glob("*.yaml")}
+    assert recipes <= named
+    written_by_runs = {"pretraining_options.yaml", "finetuning_options.yaml"}
+    others = {"mkdocs.yml", ".pre-commit-config.yaml", "pre-commit-config.yaml"}
+    assert named - recipes <= written_by_runs | others
+
+
+def test_the_front_page_and_the_benchmarks_have_a_place_for_their_tables():
+    assert "<!-- results/paper_table_cpu.json#short -->" in TEXTS["README.md"]
+    assert "<!-- results/benchmarks -->" in TEXTS["benchmarks.md"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*.json")), ids=lambda path: path.stem)
+def test_results_say_where_they_come_from(path):
+    record = json.loads(path.read_text(encoding="utf-8"))
+    runs = [run for run in record.get("runs", ()) if "provenance" in run]
+    assert runs or "benchmark" in record
+    for origin in (record, *(run["provenance"] for run in runs)):
+        assert re.fullmatch(r"[0-9a-f]{40}", origin["commit"]), "code with uncommitted changes"
+        assert {"torch", "transformers"} <= set(origin["versions"])
+    assert all("seed" in run["options"] for run in runs or [record])
+
+
+def test_the_latest_changes_are_those_of_this_version():
+    changes = re.findall(r"^## \[([\d.]+)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    assert changes[0] == sparsejepa_hf.__version__

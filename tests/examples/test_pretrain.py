@@ -1,0 +1,193 @@
+# Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
+"""`examples/pretrain.py`: whole runs from their options, and what is refused before or after them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from PIL import Image
+from transformers import AutoModel
+
+import sparsejepa_hf
+from sparsejepa_hf.records import provenance
+from sparsejepa_hf.training import run_data
+
+
+@pytest.fixture
+def run(tmp_path, make_recipe, load_example, as_flags):
+    sizes = {"max_train_examples": 64, "max_eval_examples": 48, "eval_split": "test", "probe": False}
+
+    def run(**options):
+        given = make_recipe(**{**sizes, "output_dir": tmp_path / "run", **options})
+        return load_example("pretrain").main(as_flags(**given))
+
+    return run
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """A folder root/split/class/i.png, seeded, of images of 40x30 pixels."""
+
+    def build(**splits):
+        generator = np.random.default_rng(0)
+        for split, classes in splits.items():
+            for name in classes:
+                folder = tmp_path / "images" / split / name
+                folder.mkdir(parents=True)
+                for i in range(12):
+                    pixels = generator.integers(0, 256, (30, 40, 3), dtype=np.uint8)
+                    Image.fromarray(pixels).save(folder / f"{i}.png")
+        return tmp_path / "images"
+
+    return build
+
+
+def test_a_run_writes_what_the_readme_says(run, tmp_path):
+    results = run(knn_steps=1, probe=True)
+    folder = tmp_path / "run"
+    names = {path.name for path in folder.iterdir()}
+    assert {"model.safetensors", "config.json", "modeling_sparsejepa.py", "preprocessor_config.json"} <= names
+    assert {"pretraining_options.yaml", "README.md"} <= names
+    assert json.loads((folder / "pretraining_results.json").read_text()) == results
+    assert set(results["comparison"]) == {"raw pixels", "untrained", "trained"}
+    assert results["provenance"] == provenance()
+    assert "| data | synthetic-scenes |" in (folder / "README.md").read_text()
+    assert "| optimizer steps | 2 |" in (folder / "README.md").read_text()
+
+
+def test_training_images_may_be_decoded_larger_than_the_model_takes_them(run, image_folder):
+    """Training crops them; monitors, probes and the evaluation see the model's size."""
+    folder = image_folder(train=["cat", "dog"], test=["cat", "dog"])
+    options = {"dataset": folder, "load_size": 24, "crop": "resized", "knn_steps": 1, "eval_strategy": "steps"}
+    options["probe"] = True
+    results = run(**options, eval_steps=1, max_train_examples=None, max_eval_examples=None)
+    assert results["num_train_examples"] == 24 and "trained" in results["comparison"]
+
+
+def test_splits_that_number_their_classes_differently_are_refused(run, image_folder):
+    folder = image_folder(train=["cat", "dog", "fish"], test=["dog", "fish"])
+    with pytest.raises(ValueError, match="number their classes differently.*'cat'"):
+        run(dataset=folder, max_train_examples=None)
+
+
+def test_less_than_one_batch_is_refused(run):
+    with pytest.raises(ValueError, match="64 images, less than one batch of 65"):
+        run(per_device_train_batch_size=65)
+
+
+def test_the_monitor_without_labels_is_refused(run):
+    with pytest.raises(ValueError, match="knn_steps is 1.*eval_split"):
+        run(knn_steps=1, eval_split="none")
+
+
+def test_a_folder_with_checkpoints_of_another_run_is_refused(run):
+    run(save_strategy="steps", save_steps=1)
+    with pytest.raises(ValueError, match=r"holds checkpoints of an earlier run, such as checkpoint-2"):
+        run()
+    run(resume_from_checkpoint="true", max_steps=3)
+
+
+def test_a_configuration_name_without_a_hub_data_set_is_refused(run):
+    with pytest.raises(ValueError, match="name is 'x', the configuration of a Hub data set"):
+        run(dataset=Path(__file__).parent, dataset_config_name="x")
+
+
+def test_oblong_models_are_refused_before_any_data_is_read(run):
+    with pytest.raises(ValueError, match="square RGB images"):
+        run(image_size=[16, 32], dataset="nowhere/at-all")
+
+
+def test_scenes_are_rendered_at_the_model_s_size(run, monkeypatch):
+    sizes, build = [], run_data.build_scenes
+    monkeypatch.setattr(
+        run_data,
+        "build_scenes",
+        lambda *a, image_size, **k: sizes.append(image_size) or build(*a, image_size=16, **k),
+    )
+    run()
+    assert set(sizes) == {16}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_steps": -1}, "streaming is set and max_steps is -1"),
+        ({"max_steps": 4, "knn_steps": 2}, "streaming is set and knn_steps is 2"),
+    ],
+)
+def test_a_stream_without_an_end_or_a_bank_is_refused_at_once(run, options, message):
+    with pytest.raises(ValueError, match=message):
+        run(streaming="true", **options)
+
+
+def test_streaming_trains_without_the_held_out_split(run):
+    results = run(streaming="true", max_steps=12)
+    assert "comparison" not in results and results["num_train_examples"] is None
+
+
+# ---- the commands that people type ----
+
+
+def assert_complete(folder: Path) -> None:
+    assert AutoModel.from_pretrained(folder).config.hidden_size == 32
+    results = json.loads((folder / "pretraining_results.json").read_text(encoding="utf-8"))
+    assert set(results["comparison"]) == {"raw pixels", "untrained", "trained"}
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "| untrained |" in card and "optimizer steps | 3 " in card
+
+
+@pytest.fixture
+def recipe(tmp_path, make_recipe) -> Path:
+    """A YAML file of three steps of a run that compares features."""
+    options = {"eval_split": "test", "max_train_examples": 64, "max_eval_examples": 32, "max_steps": 3}
+    path = tmp_path / "recipe.yaml"
+    options = make_recipe(**options, save_strategy="steps", save_steps=2, output_dir=str(tmp_path / "run"))
+    path.write_text(yaml.safe_dump(options), encoding="utf-8")
+    return path
+
+
+def test_a_file_alone_will_do_and_the_options_it_wrote_repeat_the_run_and_go_on(
+    recipe, load_example, tmp_path, capsys
+):
+    """To the bit: again from the options it wrote, and on from its last checkpoint."""
+    main = load_example("pretrain").main
+    main([str(recipe)])
+    printed = capsys.readouterr().out
+    assert "Better than the untrained encoder by" in printed and str(tmp_path / "run") in printed
+    assert_complete(tmp_path / "run")
+    first = safetensors.torch.load_file(tmp_path / "run" / "model.safetensors")
+    options = str(tmp_path / "run" / "pretraining_options.yaml")
+    for folder, flags in (
+        ("again", ["--output_dir", str(tmp_path / "again"), "--no_probe"]),
+        ("run", ["--resume_from_checkpoint", "true", "--no_probe"]),
+    ):
+        main([options, *flags])
+        again = safetensors.torch.load_file(tmp_path / folder / "model.safetensors")
+        assert all(torch.equal(again[name], tensor) for name, tensor in first.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["accelerate.commands.launch", "--cpu", "--num_processes", "1"],
+        ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+    ],
+    ids=["accelerate", "two processes"],
+)
+def test_it_runs_under_a_launcher_and_reports_once(recipe, tmp_path, launcher):
+    script = Path(__file__).parents[2] / "examples" / "pretrain.py"
+    source = str(Path(sparsejepa_hf.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", *launcher, str(script), str(recipe)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+    assert done.stdout.count("Better than the untrained encoder") == 1
+    assert_complete(tmp_path / "run")
