@@ -12,7 +12,7 @@ from transformers.utils import ModelOutput
 
 from ..configuration_sparsejepa import SparseJEPAConfig
 from ..modeling_sparsejepa import SparseJEPAForPreTraining, SparseJEPAGrouping
-from .arguments import SparseJEPATrainingArguments
+from .arguments import SparseJEPATrainingArguments as Arguments
 from .ema import ema_update_
 from .precision import AutocastWeights
 from .proximal import group_lasso_step_, hold_scales_, own_parameter_group, require_known_metric
@@ -61,9 +61,7 @@ class LossWeights(TrainingCallback):
         self._config = config
         self.sparsity_weight, self.kl_weight = float(config.sparsity_weight), float(config.kl_weight)
 
-    def on_step_begin(
-        self, args: SparseJEPATrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         step, total = state.global_step, state.max_steps
         sparsity = linear_warmup(step, warmup_steps(args.sparsity_warmup_steps, total))
         kl = linear_warmup(step, warmup_steps(args.kl_warmup_steps, total))
@@ -85,12 +83,7 @@ class WeightDecaySchedule(TrainingCallback):
         self._value = 0.0
 
     def on_train_begin(
-        self,
-        args: SparseJEPATrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: Optimizer,
-        **kwargs: Any,
+        self, args: Arguments, state: TrainerState, control: TrainerControl, optimizer: Optimizer, **kwargs: Any
     ) -> None:
         if args.weight_decay_end is not None and not any(DECAYED in group for group in optimizer.param_groups):
             raise ValueError(
@@ -99,12 +92,7 @@ class WeightDecaySchedule(TrainingCallback):
             )
 
     def on_pre_optimizer_step(
-        self,
-        args: SparseJEPATrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: Optimizer,
-        **kwargs: Any,
+        self, args: Arguments, state: TrainerState, control: TrainerControl, optimizer: Optimizer, **kwargs: Any
     ) -> None:
         self._value = args.weight_decay
         if args.weight_decay_end is not None:
@@ -131,12 +119,7 @@ class TargetEncoderEMA(TrainingCallback):
         self._momentum = 0.0
 
     def on_train_begin(
-        self,
-        args: SparseJEPATrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module,
-        **kwargs: Any,
+        self, args: Arguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         sparsejepa = unwrap(model).sparsejepa
         self._targets = list(sparsejepa.target_encoder.parameters())
@@ -146,12 +129,7 @@ class TargetEncoderEMA(TrainingCallback):
             self._autocast_weights = AutocastWeights(sparsejepa.target_encoder)
 
     def on_optimizer_step(
-        self,
-        args: SparseJEPATrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: Optimizer,
-        **kwargs: Any,
+        self, args: Arguments, state: TrainerState, control: TrainerControl, optimizer: Optimizer, **kwargs: Any
     ) -> None:
         self._momentum = linear(state.global_step, state.max_steps, args.ema_momentum, args.ema_momentum_end)
         if was_skipped(optimizer):
@@ -160,9 +138,7 @@ class TargetEncoderEMA(TrainingCallback):
         if self._autocast_weights is not None:
             self._autocast_weights.refresh()
 
-    def on_train_end(
-        self, args: SparseJEPATrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._autocast_weights is not None:
             self._autocast_weights.remove()
             self._autocast_weights = None
@@ -181,11 +157,10 @@ class ProximalStep(TrainingCallback):
 
     def __init__(self, loss_weights: LossWeights) -> None:
         self._loss_weights = loss_weights
-        self._group: dict[str, Any] | None = None
 
     def on_train_begin(
         self,
-        args: SparseJEPATrainingArguments,
+        args: Arguments,
         state: TrainerState,
         control: TrainerControl,
         model: nn.Module,
@@ -193,6 +168,8 @@ class ProximalStep(TrainingCallback):
         **kwargs: Any,
     ) -> None:
         model = unwrap(model)
+        assert isinstance(model.sparsejepa.predictor.grouping, SparseJEPAGrouping)
+        self._grouping = model.sparsejepa.predictor.grouping
         # Model and optimizer are prepared by now: this is the parameter, or the shard, that the optimizer steps.
         self._group = own_parameter_group(optimizer, model.group_weight)
         if model.config.sparsity_weight == 0:
@@ -206,13 +183,7 @@ class ProximalStep(TrainingCallback):
         require_known_metric(optimizer)
 
     def on_optimizer_step(
-        self,
-        args: SparseJEPATrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module,
-        optimizer: Optimizer,
-        **kwargs: Any,
+        self, args: Arguments, state: TrainerState, control: TrainerControl, optimizer: Optimizer, **kwargs: Any
     ) -> None:
         if self._group is None or was_skipped(optimizer):
             return
@@ -226,9 +197,7 @@ class ProximalStep(TrainingCallback):
             return
         group_lasso_step_(optimizer, self._group, strength, args.support_steps)
         if strength > 0:
-            grouping = unwrap(model).sparsejepa.predictor.grouping
-            assert isinstance(grouping, SparseJEPAGrouping)
-            hold_scales_(grouping)
+            hold_scales_(self._grouping)
 
 
 def was_skipped(optimizer: Optimizer) -> bool:

@@ -16,9 +16,10 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.utils import ModelOutput, logging
 
+from ..data import collate_images
 from ..evaluation import extract_features, feature_std, knn_accuracy, rankme
 from ..modeling_sparsejepa import SparseJEPAGrouping
-from .arguments import SparseJEPATrainingArguments
+from .arguments import SparseJEPATrainingArguments as Arguments
 from .callbacks import LossWeights, TrainingCallback, unwrap
 from .ema import full_tensor
 from .proximal import AVERAGE_GRADIENT, kkt_residual
@@ -104,19 +105,14 @@ class CollapseGuard(TrainerCallback):
         features: where the logged spread and rank come from.
     """
 
-    def __init__(self, args: SparseJEPATrainingArguments, features: FeatureMonitor) -> None:
+    def __init__(self, args: Arguments, features: FeatureMonitor) -> None:
         self._floors = {"target_std": args.collapse_min_std, "rankme": args.collapse_min_rank}
         self._stops = args.collapse_action == "stop"
         self._features = features
         self._has_warned = False
 
     def on_log(
-        self,
-        args: SparseJEPATrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float],
-        **kwargs: Any,
+        self, args: Arguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **kwargs: Any
     ) -> None:
         floors = {name: floor for name, floor in self._floors.items() if name in logs}
         if self._features.num_images < _MIN_IMAGES_FOR_RANK:
@@ -146,7 +142,7 @@ class GroupMonitor(TrainingCallback):
 
     def on_train_begin(
         self,
-        args: SparseJEPATrainingArguments,
+        args: Arguments,
         state: TrainerState,
         control: TrainerControl,
         model: nn.Module,
@@ -228,39 +224,26 @@ class Throughput(TrainingCallback):
         self._images, self._num_processes = 0, 1
         self._since = self._last_step = time.perf_counter()
 
-    def on_train_begin(
-        self, args: SparseJEPATrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._images, self._num_processes = 0, args.world_size
         self._since = self._last_step = time.perf_counter()
 
     def on_outputs(self, outputs: ModelOutput) -> None:
         self._images += len(outputs.pooler_output) * self._num_processes
 
-    def on_step_end(
-        self, args: SparseJEPATrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._last_step = time.perf_counter()
 
     def on_log(
-        self,
-        args: SparseJEPATrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float],
-        **kwargs: Any,
+        self, args: Arguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **kwargs: Any
     ) -> None:
         if "loss" not in logs:
             self._leave_out()
 
-    def on_evaluate(
-        self, args: SparseJEPATrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_evaluate(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._leave_out()
 
-    def on_save(
-        self, args: SparseJEPATrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_save(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._leave_out()
 
     def _leave_out(self) -> None:
@@ -299,12 +282,7 @@ class KNNMonitor(TrainerCallback):
         self._preprocess, self._log = preprocess, log
 
     def on_train_begin(
-        self,
-        args: SparseJEPATrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module,
-        **kwargs: Any,
+        self, args: Arguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         self._bank_images, self._bank_labels = labelled_images(self._bank, args.knn_max_examples)
         self._images, self._labels = labelled_images(self._heldout, args.knn_max_examples)
@@ -312,12 +290,7 @@ class KNNMonitor(TrainerCallback):
             self._measure(args, model)
 
     def on_step_end(
-        self,
-        args: SparseJEPATrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module,
-        **kwargs: Any,
+        self, args: Arguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         if state.global_step % args.knn_steps == 0 or state.global_step >= state.max_steps:
             should_log = control.should_log
@@ -325,7 +298,7 @@ class KNNMonitor(TrainerCallback):
             # Logging the accuracy clears the wish; the step's own losses are still to be logged.
             control.should_log = should_log
 
-    def _measure(self, args: SparseJEPATrainingArguments, model: nn.Module) -> None:
+    def _measure(self, args: Arguments, model: nn.Module) -> None:
         encoder = unwrap(model).sparsejepa
         bank, heldout = (
             extract_features(encoder, images, preprocess=self._preprocess)
@@ -377,10 +350,9 @@ def labelled_images(dataset: Dataset, limit: int) -> tuple[Tensor, Tensor]:
 
 def _labelled_chunk(dataset: Dataset, indices: list[int]) -> tuple[Tensor, Tensor]:
     examples = dataset.__getitems__(indices) if hasattr(dataset, "__getitems__") else [dataset[i] for i in indices]
-    if not examples or "labels" not in examples[0]:
-        keys = sorted(examples[0]) if examples else "no examples"
-        raise ValueError(f"kNN needs examples with 'pixel_values' and 'labels'; the data set has {keys}.")
-    images = torch.stack([torch.as_tensor(example["pixel_values"]) for example in examples])
-    labels = torch.tensor([int(example["labels"]) for example in examples])
+    batch = collate_images(examples)
+    if "labels" not in batch:
+        raise ValueError(f"kNN needs examples with 'pixel_values' and 'labels'; the data set has {sorted(batch)}.")
     # A label of -1 means that the data set has none for this image.
-    return images[labels >= 0], labels[labels >= 0]
+    is_labelled = batch["labels"] >= 0
+    return batch["pixel_values"][is_labelled], batch["labels"][is_labelled]
