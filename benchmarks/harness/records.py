@@ -46,6 +46,9 @@ def start(options: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"--device is {options.device}; expected cpu or cuda.")
     if options.threads < 1 or (options.repeats is not None and options.repeats < 1):
         raise ValueError(f"--threads is {options.threads}, --repeats {options.repeats}; expected at least 1 each.")
+    if torch.device(options.device).index is not None:
+        # The clock waits for the current device.
+        torch.cuda.set_device(options.device)
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     origin = provenance()
