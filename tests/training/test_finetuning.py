@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from transformers import Trainer, TrainingArguments
 
 from sparsejepa_hf import SparseJEPAForImageClassification, SparseJEPAForPreTraining, SparseJEPAVisionModel
-from sparsejepa_hf.evaluation import classification_metrics
 from sparsejepa_hf.training import (
     FINE_TUNING_OPTION_TYPES,
     FineTuningArguments,
