@@ -41,20 +41,12 @@ PATCH, _IMAGE = 4, 32
 STREAMED, STREAMED_FILES, IN_MEMORY = "streamed", "streamed, a file at a time", "in memory"
 # As many rows are held for shuffling as in a run of examples/pretrain.py.
 _SHUFFLE_BUFFER, _WARM_ROWS = 10_000, 100
-_SMALL: dict[str, Any] = {
-    "hidden_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 3,
-    "intermediate_size": 384,
-    "predictor_hidden_size": 48,
-    "predictor_num_hidden_layers": 2,
-    "predictor_num_attention_heads": 3,
-}
+_MICRO: dict[str, Any] = {"name": "vit-micro"}
 # By effort: the model, its name, the batch that all series but one hold, the values of each series, timed rounds of a
 # series, rows of a data set, and timed steps of processes.
 PLANS: dict[str, dict[str, Any]] = {
     "full": {
-        "model": {},
+        "model": {"name": "vit-tiny"},
         "name": "ViT-Tiny",
         "held_batch": 64,
         "series": {
@@ -68,7 +60,7 @@ PLANS: dict[str, dict[str, Any]] = {
         "steps": 6,
     },
     "short": {
-        "model": _SMALL,
+        "model": _MICRO,
         "name": "width 96 x 3",
         "held_batch": 32,
         "series": {
@@ -82,7 +74,7 @@ PLANS: dict[str, dict[str, Any]] = {
         "steps": 5,
     },
     "smoke": {
-        "model": {**_SMALL, "hidden_size": 48, "num_hidden_layers": 1, "intermediate_size": 96},
+        "model": {**_MICRO, "hidden_size": 48, "num_hidden_layers": 1, "intermediate_size": 96},
         "name": "width 48 x 1",
         "held_batch": 4,
         "series": {"batch": [4, 8], "image_size": [16, 24]},
@@ -97,9 +89,9 @@ PLANS: dict[str, dict[str, Any]] = {
 
 
 def make_config(model: dict[str, Any]) -> SparseJEPAConfig:
-    """ViT-Tiny changed by `model`."""
+    """`model` is the `name` of a preset and what differs from it."""
     options = {"image_size": _IMAGE, "patch_size": PATCH, "sparsity_weight": 1e-3, "kl_weight": 1e-5}
-    return SparseJEPAConfig.from_preset("vit-tiny", **{**options, **model})
+    return SparseJEPAConfig.from_preset(**{**options, **model})
 
 
 def make_step(
@@ -109,7 +101,7 @@ def make_step(
     seed: int,
     wrap: Callable[[SparseJEPAForPreTraining], Callable[..., Any]] | None = None,
 ) -> Callable[[], Tensor]:
-    """A bare step of ViT-Tiny changed by `model`, on random images and masks of its grid."""
+    """A bare step of a model as of [`make_config`], on random images and masks of its grid."""
     config = make_config(model)
     torch.manual_seed(seed)
     step = BareStep(SparseJEPAForPreTraining(config).to(device), wrap=wrap)
