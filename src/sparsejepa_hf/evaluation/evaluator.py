@@ -24,14 +24,22 @@ from .encoders import PIXELS, VisionEncoder
 from .features import FeatureSet, extract_feature_set
 from .knn import DEFAULT_KS, DEFAULT_TEMPERATURES, knn_grid
 from .metrics import alpha_req, feature_sparsity, rankme
-from .probes import LinearProbeResult, count_probe, duplicate_rows, image_hashes, linear_probe, low_shot_probe
+from .probes import (
+    DEFAULT_WEIGHT_DECAYS,
+    LinearProbeResult,
+    count_probe,
+    duplicate_rows,
+    image_hashes,
+    linear_probe,
+    low_shot_probe,
+)
 from .tasks import Task, load_task
 
 
 logger = logging.get_logger(__name__)
 
 # Each weight decay starts from the one before, so few iterations are enough.
-_LOGISTIC: dict[str, Any] = {"weight_decays": (1e-1, 1e-2, 1e-3, 1e-4, 1e-5), "max_iter": 100}
+_LOGISTIC: dict[str, Any] = {"weight_decays": DEFAULT_WEIGHT_DECAYS, "max_iter": 100}
 _LOW_SHOT_SUBSETS = 3
 # Part of every evaluation's key: raise it when a probe's figures change.
 _FORMAT = 3
