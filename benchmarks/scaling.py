@@ -104,7 +104,9 @@ def make_step(
     """A bare step of a model as of [`make_config`], on random images and masks of its grid."""
     config = make_config(model)
     torch.manual_seed(seed)
-    step = BareStep(SparseJEPAForPreTraining(config).to(device), wrap=wrap)
+    step = BareStep(SparseJEPAForPreTraining(config).to(device))
+    if wrap is not None:
+        step.wrap(wrap)
     images = torch.randn(batch, 3, *config.image_sides).to(device)
     masks = MultiBlockMaskSampler(config.grid_size, seed=seed)(batch, 0, device=device)
     return partial(step, images, *masks)

@@ -105,7 +105,10 @@ def build(candidate: Candidate, case: Case, device: str) -> Callable[[Tensor, Te
         compile_ = partial(torch.compile, dynamic=False, mode="reduce-overhead" if mode == GRAPHS else "default")
     if name in (OURS_IJEPA, OURS):
         model = SparseJEPAForPreTraining(case.config(use_grouping=name == OURS)).to(device)
-        return BareStep(model, precision == "bf16", wrap=compile_)
+        bare = BareStep(model, precision == "bf16")
+        if compile_ is not None:
+            bare.wrap(compile_)
+        return bare
     loop = {STRAIGHTFORWARD: StraightforwardLoop, LIGHTLY: LightlyLoop}[name]
     step = loop(case.config(use_grouping=False), device, precision == "bf16")
     if mode in (UNFUSED, UNFUSED_COMPILED):

@@ -26,7 +26,6 @@ class BareStep:
         learning_rate: of AdamW.
         weight_decay: of AdamW; W takes none.
         momentum: of the target encoder.
-        wrap: what the forward pass goes through, such as `torch.compile`.
     """
 
     def __init__(
@@ -36,13 +35,10 @@ class BareStep:
         learning_rate: float = 1e-3,
         weight_decay: float = 0.05,
         momentum: float = 0.996,
-        wrap: Callable[[SparseJEPAForPreTraining], Callable[..., Any]] | None = None,
     ):
         self.model, self._autocast, self._momentum = model.train(), autocast, momentum
-        self._forward = model if wrap is None else wrap(model)
-        # The compiler has casts of its own.
-        casts = autocast and wrap is None
-        self._autocast_weights = AutocastWeights(model.sparsejepa.target_encoder) if casts else None
+        self._forward: Callable[..., Any] = model
+        self._autocast_weights = AutocastWeights(model.sparsejepa.target_encoder) if autocast else None
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         own = [] if model.group_weight is None else [model.group_weight]
         others = [parameter for parameter in self._trained if parameter is not model.group_weight]
@@ -52,6 +48,13 @@ class BareStep:
         )
         self._targets = list(model.sparsejepa.target_encoder.parameters())
         self._sources = list(model.sparsejepa.context_encoder.parameters())
+
+    def wrap(self, compile_model: Callable[[SparseJEPAForPreTraining], Callable[..., Any]]) -> None:
+        """Runs the forward pass through `compile_model(model)`, such as `torch.compile`'s, which casts by itself."""
+        self._forward = compile_model(self.model)
+        if self._autocast_weights is not None:
+            self._autocast_weights.remove()
+            self._autocast_weights = None
 
     def __call__(self, pixel_values: Tensor, context_mask: Tensor, target_mask: Tensor) -> Tensor:
         """(B, C, H, W), (B, Nc), (B, M, Nt) -> the loss before the step, ()."""

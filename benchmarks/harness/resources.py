@@ -18,6 +18,8 @@ from torch.profiler import ProfilerActivity, profile  # noqa: E402
 from torch.utils.benchmark import Timer  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
+from .timing import synchronize  # noqa: E402
+
 
 # A large square, and the tall and narrow products of a small ViT. CPUs and GPUs differ in which one is fastest.
 _PRODUCTS = {
@@ -34,11 +36,11 @@ def peak_tensor_bytes(call: Callable[[], Any], device: torch.device | str = "cpu
     """
     device = torch.device(device)
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         call()
-        torch.cuda.synchronize(device)
+        synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         call()

@@ -9,7 +9,14 @@ import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch.utils.benchmark import timer
+
+
+def synchronize(device: torch.device | str) -> None:
+    """Waits until a GPU has done its work; a CPU's is done."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def seconds_of(call: Callable[[], Any], count: int = 1) -> float:
