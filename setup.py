@@ -1,12 +1,14 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """Packaging of sparsejepa_hf."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 
 HERE = Path(__file__).parent
+VERSION = re.search('__version__ = "(.+)"', (HERE / "src/sparsejepa_hf/__init__.py").read_text(encoding="utf-8"))[1]
 
 # Floors that `make test-floors` proves, on Python 3.10.
 INSTALL_REQUIRES = [
@@ -32,7 +34,7 @@ BENCHMARK = ["lightly>=1.6", "onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.7
 
 setup(
     name="sparsejepa_hf",
-    version="0.1.0",
+    version=VERSION,
     description="SparseJEPA (arXiv 2504.16140) for Hugging Face Transformers: pre-train sparse, grouped JEPA encoders",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

@@ -7,17 +7,15 @@ All candidates carry the same weights. How far their features are from ours in f
 import argparse
 import contextlib
 import copy
-import importlib.util
 import io
 import logging
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,39 +23,31 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import transformers
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from transformers import IJepaConfig, IJepaModel
 
 import sparsejepa_hf
 from sparsejepa_hf import SparseJEPAConfig, SparseJEPAForPreTraining, SparseJEPAVisionModel
-from sparsejepa_hf.records import table
 
 from .alternatives.ijepa_loop import copy_layers
-from .harness.records import origin_line, parser, start, write
-from .harness.timing import interleaved, speedup, summary
+from .harness.records import format_table, origin_line, parser, start, write
+from .harness.timing import interleaved, seconds_of, speedup, summary
 
 
-OURS = "ours"
 _PROBE_IMAGES = 32
+# Sizes by effort: name, configuration, and how often each batch size is timed.
+_TINY = ("ViT-Tiny/4 at 32 px", SparseJEPAConfig.from_preset("vit-tiny"))
+_SMALL = ("ViT-S/16 at 224 px", SparseJEPAConfig.from_preset("vit-small"))
+_SMOKE = SparseJEPAConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
+WORKLOADS = {
+    "full": [(*_TINY, {1: 30, 32: 7, 256: 3}), (*_SMALL, {1: 10, 32: 3})],
+    "short": [(*_TINY, {1: 10, 32: 3})],
+    "smoke": [("2 layers of width 32, patch 4 at 32 px", _SMOKE, {1: 2, 4: 2})],
+}
 
 
-@dataclass(frozen=True)
-class Workload:
-    """One size of model, and how often each batch size is timed."""
-
-    name: str
-    config: SparseJEPAConfig
-    repeats: dict[int, int]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A way to features: `call` maps images (B, C, H, W) to (B, D); without it, `reason` says why there is none."""
-
-    name: str
-    precision: str
-    call: Callable[[Tensor], Tensor] | None = None
-    reason: str | None = None
-    setup_s: float | None = None
+# ---- the same features elsewhere ----
 
 
 class Features(nn.Module):
@@ -72,15 +62,10 @@ class Features(nn.Module):
 
 
 def to_ijepa(model: SparseJEPAVisionModel) -> nn.Module:
-    """transformers' `IJepaModel` with the weights of `model`; its positions are a parameter, ours a buffer."""
-    from transformers import IJepaConfig, IJepaModel
-
-    source = model.config
-    names = (
-        *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
-        *("layer_norm_eps", "image_size", "patch_size", "num_channels", "qkv_bias"),
-    )
-    ijepa = IJepaModel(IJepaConfig(**{name: getattr(source, name) for name in names}))
+    """transformers' `IJepaModel` with the weights of `model`. Its positions are a parameter, ours a buffer."""
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act")
+    names += ("layer_norm_eps", "image_size", "patch_size", "num_channels", "qkv_bias")
+    ijepa = IJepaModel(IJepaConfig(**{name: getattr(model.config, name) for name in names}))
     weights = dict(model.target_encoder.state_dict())
     weights["embeddings.position_embeddings"] = model.target_encoder.embeddings.position_embeddings[None]
     ijepa.load_state_dict(weights)
@@ -89,8 +74,6 @@ def to_ijepa(model: SparseJEPAVisionModel) -> nn.Module:
 
 def to_timm(model: SparseJEPAVisionModel) -> nn.Module:
     """timm's `VisionTransformer` without class token and head, with the weights of `model`."""
-    from timm.models.vision_transformer import VisionTransformer
-
     config = model.config
     vit = VisionTransformer(
         img_size=config.image_sides,
@@ -117,35 +100,31 @@ def to_timm(model: SparseJEPAVisionModel) -> nn.Module:
 
 
 def export_onnx(model: SparseJEPAVisionModel, path: Path) -> Path:
-    """Writes the features of `model` as an ONNX graph with a free batch size; returns `path`.
-
-    Raises:
-        ImportError: if onnxscript is missing.
-    """
-    _require("onnxscript")
-    config = model.config
-    images = torch.zeros(2, config.num_channels, *config.image_sides)
-    with _quiet():
-        program = torch.onnx.export(
-            Features(model).eval(),
-            (images,),
-            dynamo=True,
-            verbose=False,
-            input_names=["pixel_values"],
-            output_names=["features"],
-            dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}},
-        )
-        program.save(str(path))
+    """Writes the features of `model` as an ONNX graph with a free batch size; returns `path`."""
+    program = torch.onnx.export(
+        Features(model).eval(),
+        (torch.zeros(2, model.config.num_channels, *model.config.image_sides),),
+        dynamo=True,
+        verbose=False,
+        input_names=["pixel_values"],
+        output_names=["features"],
+        dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}},
+    )
+    program.save(str(path))
     return path
 
 
-def onnx_session(path: Path, threads: int) -> Callable[[Tensor], Tensor]:
-    """Images to features by onnxruntime on the CPU.
+def quantize_onnx(path: Path) -> Path:
+    """An int8 copy of an ONNX graph, with activations quantised as they come; returns its path."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    Raises:
-        ImportError: if onnxruntime is missing.
-    """
-    _require("onnxruntime")
+    quantized = path.with_name(f"{path.stem}_int8.onnx")
+    quantize_dynamic(str(path), str(quantized), weight_type=QuantType.QInt8)
+    return quantized
+
+
+def onnx_session(path: Path, threads: int) -> Callable[[Tensor], Tensor]:
+    """Images to features by onnxruntime on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -156,109 +135,43 @@ def onnx_session(path: Path, threads: int) -> Callable[[Tensor], Tensor]:
     return lambda images: torch.from_numpy(session.run(["features"], {"pixel_values": images.numpy()})[0])
 
 
-def quantize_onnx(path: Path) -> Path:
-    """An int8 copy of an ONNX graph: weights at once, activations as they come; returns its path."""
-    _require("onnxruntime")
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    quantized = path.with_name(f"{path.stem}_int8.onnx")
-    with _quiet():
-        quantize_dynamic(str(path), str(quantized), weight_type=QuantType.QInt8)
-    return quantized
-
-
 def quantize_torch(model: SparseJEPAVisionModel) -> nn.Module:
     """A copy with int8 linear layers (torch's dynamic quantisation)."""
-    with _quiet():
-        return torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8)
+    return torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8)
 
 
-def _require(package: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise ImportError(f"{package} is not installed; pip install {package}")
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Exporters print and warn about their own future."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)
-
-
-def _compiled(model: SparseJEPAVisionModel) -> Callable[[Tensor], Tensor]:
-    return torch.compile(Features(model), dynamic=False)
-
-
-def _autocast(model: SparseJEPAVisionModel, device: torch.device) -> Callable[[Tensor], Tensor]:
-    features = Features(model)
-
-    def call(images: Tensor) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16):
-            return features(images)
-
-    return call
-
-
-def _in_bf16(model: nn.Module) -> Callable[[Tensor], Tensor]:
+def in_bf16(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Images to features by a copy of `model` with bf16 weights."""
     features = copy.deepcopy(model).to(torch.bfloat16)
     return lambda images: features(images.to(torch.bfloat16))
 
 
 def candidates(
-    model: SparseJEPAVisionModel, images: Tensor, folder: Path, threads: int, *, with_compile: bool = True
-) -> list[Candidate]:
-    """Every way to the features of `model` on the device of `images`, ours in float32 first.
-
-    One that cannot be set up, or cannot run `images`, comes without a call and with the reason.
-    """
-    device = images.device
-
-    def host_only(build: Callable[[], Any]) -> Any:
-        if device.type != "cpu":
-            raise RuntimeError("measured on the CPU only")
-        return build()
-
-    def compiled(net: SparseJEPAVisionModel) -> Any:
-        if not with_compile:
-            raise RuntimeError("left out at effort smoke: compiling takes longer than the rest")
-        return _compiled(net)
-
-    path = folder / "model.onnx"
-    ways: list[tuple[str, str, Callable[[], Any]]] = [
-        (OURS, "fp32", lambda: Features(model)),
-        (OURS, "bf16 autocast", lambda: _autocast(model, device)),
-        (OURS, "bf16 weights", lambda: _in_bf16(Features(model))),
-        ("ours, torch.compile", "fp32", lambda: compiled(model)),
-        ("ours, torch.compile", "bf16 weights", lambda: compiled(copy.deepcopy(model).to(torch.bfloat16))),
-        ("ours, torch dynamic int8", "int8", lambda: host_only(lambda: Features(quantize_torch(model)))),
-        ("ours, onnxruntime", "fp32", lambda: host_only(lambda: onnx_session(export_onnx(model, path), threads))),
-        ("ours, onnxruntime", "int8", lambda: host_only(lambda: onnx_session(quantize_onnx(path), threads))),
-        ("transformers IJepaModel", "fp32", lambda: Features(to_ijepa(model)).to(device)),
-        ("transformers IJepaModel", "bf16 weights", lambda: _in_bf16(Features(to_ijepa(model)).to(device))),
-        ("timm VisionTransformer", "fp32", lambda: to_timm(model).to(device)),
-        ("timm VisionTransformer", "bf16 weights", lambda: _in_bf16(to_timm(model).to(device))),
+    model: SparseJEPAVisionModel, folder: Path, options: argparse.Namespace
+) -> dict[tuple[str, str], Callable[[], Callable[[Tensor], Tensor]]]:
+    """What builds each way to the features of `model`, by name and precision. Ours in float32 comes first."""
+    device, path, bf16 = torch.device(options.device), folder / "model.onnx", "bf16 weights"
+    compiled = partial(torch.compile, dynamic=False)
+    # Compiling takes longer than all the rest.
+    compiles, on_cpu = options.effort != "smoke", device.type == "cpu"
+    found: list[tuple[bool, str, str, Callable[[], Any]]] = [
+        (True, "ours", "fp32", lambda: Features(model)),
+        (True, "ours", "bf16 autocast", lambda: torch.autocast(device.type, torch.bfloat16)(Features(model).forward)),
+        (True, "ours", bf16, lambda: in_bf16(Features(model))),
+        (compiles, "ours, torch.compile", "fp32", lambda: compiled(Features(model))),
+        (compiles, "ours, torch.compile", bf16, lambda: compiled(Features(copy.deepcopy(model).to(torch.bfloat16)))),
+        (on_cpu, "ours, torch dynamic int8", "int8", lambda: Features(quantize_torch(model))),
+        (on_cpu, "ours, onnxruntime", "fp32", lambda: onnx_session(export_onnx(model, path), options.threads)),
+        (on_cpu, "ours, onnxruntime", "int8", lambda: onnx_session(quantize_onnx(path), options.threads)),
+        (True, "transformers IJepaModel", "fp32", lambda: Features(to_ijepa(model)).to(device)),
+        (True, "transformers IJepaModel", bf16, lambda: in_bf16(Features(to_ijepa(model)).to(device))),
+        (True, "timm VisionTransformer", "fp32", lambda: to_timm(model).to(device)),
+        (True, "timm VisionTransformer", bf16, lambda: in_bf16(to_timm(model).to(device))),
     ]
-    return [attempt(name, precision, build, images) for name, precision, build in ways]
+    return {(name, precision): build for wanted, name, precision, build in found if wanted}
 
 
-def attempt(name: str, precision: str, build: Callable[[], Any], images: Tensor) -> Candidate:
-    """Sets a candidate up and runs it once on `images`; what fails becomes its reason."""
-    begin = time.perf_counter()
-    try:
-        call = torch.inference_mode()(build())
-        call(images)
-    # Compilers and exporters raise what they like; the others are still measured.
-    except Exception as error:
-        lines = str(error).strip().splitlines() or ["no message"]
-        kind = "" if isinstance(error, (ImportError, RuntimeError)) else f"{type(error).__name__}: "
-        return Candidate(name, precision, reason=(kind + lines[0])[:200])
-    return Candidate(name, precision, call, setup_s=time.perf_counter() - begin)
+# ---- what is measured ----
 
 
 def deviation(features: Tensor, expected: Tensor) -> dict[str, float]:
@@ -277,60 +190,65 @@ def deviation(features: Tensor, expected: Tensor) -> dict[str, float]:
     }
 
 
-def measure_features(workload: Workload, options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """One row for each candidate and batch size; one with a reason where a candidate does not run."""
-    device = torch.device(options.device)
+@torch.inference_mode()
+def measure_features(
+    size: str, config: SparseJEPAConfig, repeats: dict[int, int], options: argparse.Namespace, folder: Path
+) -> list[dict[str, Any]]:
+    """One row for each candidate and batch size, or one with a `reason` for a candidate that does not run."""
     torch.manual_seed(options.seed)
-    model = _model(workload.config, options).to(device)
-    sides = model.config.image_sides
-    largest = max(*workload.repeats, _PROBE_IMAGES)
-    images = torch.randn(largest, model.config.num_channels, *sides).to(device)
-    probe = images[:_PROBE_IMAGES]
-    found = candidates(model, probe, folder, options.threads, with_compile=options.effort != "smoke")
-    expected = found[0].call(probe).cpu()
-    shared = {"size": workload.name, "tokens": model.config.num_patches}
-    rows = [_told(candidate) | shared for candidate in found if candidate.call is None]
-    running = {f"{candidate.name}, {candidate.precision}": candidate for candidate in found if candidate.call}
-    accuracy = {key: deviation(candidate.call(probe).cpu(), expected) for key, candidate in running.items()}
-    for batch, repeats in workload.repeats.items():
-        calls = {key: partial(candidate.call, images[:batch]) for key, candidate in running.items()}
-        seconds = interleaved(calls, repeats=options.repeats or repeats, device=device)
-        baseline = seconds[f"{OURS}, fp32"]
-        for key, candidate in running.items():
-            taken = summary(seconds[key])
-            rows.append(
-                _told(candidate)
-                | shared
-                | accuracy[key]
-                | {"batch": batch, "images_per_s": batch / taken["median_s"], **taken}
-                | {"speedup": speedup(baseline, seconds[key])}
-            )
+    model = SparseJEPAVisionModel(config).eval().to(options.device)
+    images = torch.randn(max(*repeats, _PROBE_IMAGES), config.num_channels, *config.image_sides).to(options.device)
+    probe, rows = images[:_PROBE_IMAGES], []
+    ways: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {}
+    facts: dict[tuple[str, str], dict[str, Any]] = {}
+    for key, build in candidates(model, folder, options).items():
+        row = {"name": key[0], "precision": key[1], "size": size, "tokens": config.num_patches}
+
+        def set_up(key: tuple[str, str] = key, build: Callable[[], Any] = build) -> None:
+            ways[key] = build()
+            ways[key](probe)
+
+        try:
+            with _quiet():
+                row["setup_s"] = seconds_of(set_up)
+        # Compilers and exporters raise what they like. The others are still measured.
+        except Exception as error:
+            ways.pop(key, None)
+            rows.append(row | {"reason": (str(error).strip() or type(error).__name__).splitlines()[0][:200]})
+        else:
+            facts[key] = row | deviation(ways[key](probe).cpu(), ways["ours", "fp32"](probe).cpu())
+    for batch, rounds in repeats.items():
+        calls = {key: partial(call, images[:batch]) for key, call in ways.items()}
+        seconds = interleaved(calls, repeats=options.repeats or rounds)
+        for key, taken in seconds.items():
+            timed = {"batch": batch, "images_per_s": batch / statistics.median(taken), **summary(taken)}
+            rows.append(facts[key] | timed | {"speedup": speedup(seconds["ours", "fp32"], taken)})
     # Graphs of this size are of no use to the next one.
     torch.compiler.reset()
     return rows
 
 
-def _told(candidate: Candidate) -> dict[str, Any]:
-    row = {"name": candidate.name, "precision": candidate.precision, "setup_s": candidate.setup_s}
-    return row if candidate.reason is None else row | {"reason": candidate.reason}
+@contextlib.contextmanager
+def _quiet():
+    """Exporters print, and warn about their own future."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)
 
 
-def _model(config: SparseJEPAConfig, options: argparse.Namespace) -> SparseJEPAVisionModel:
-    if options.checkpoint is not None:
-        return SparseJEPAVisionModel.from_pretrained(options.checkpoint).eval()
-    return SparseJEPAVisionModel(config).eval()
-
-
-# What a fresh process runs; `folder` holds checkpoints of one size.
+# What a fresh process runs. `folder` holds checkpoints of one size. Any user needs transformers' AutoModel next.
+_AUTO_MODEL = "from transformers import AutoModel"
 COLD_STARTS = {
     "python": "pass",
-    "import transformers": "import transformers",
+    _AUTO_MODEL: _AUTO_MODEL,
     "import torch": "import torch",
     "import sparsejepa_hf": "import sparsejepa_hf",
-    "AutoModel, imported": "import sparsejepa_hf\nfrom transformers import AutoModel",
-    "AutoModel.from_pretrained": (
-        "import sparsejepa_hf\nfrom transformers import AutoModel\nAutoModel.from_pretrained(folder + '/ours')"
-    ),
+    "AutoModel.from_pretrained": f"import sparsejepa_hf\n{_AUTO_MODEL}\nAutoModel.from_pretrained(folder + '/ours')",
     "SparseJEPAVisionModel.from_pretrained": (
         "from sparsejepa_hf import SparseJEPAVisionModel\nSparseJEPAVisionModel.from_pretrained(folder + '/ours')"
     ),
@@ -338,9 +256,11 @@ COLD_STARTS = {
         "from transformers import IJepaModel\nIJepaModel.from_pretrained(folder + '/ijepa')"
     ),
 }
-_FEW_STARTS = ("import transformers", "import sparsejepa_hf", "AutoModel.from_pretrained")
-_PREFIX = "import sys\nfolder = sys.argv[1]\n"
-_SUFFIX = "\nprint([line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')][0])"
+_FEW_STARTS = (_AUTO_MODEL, "import sparsejepa_hf", "AutoModel.from_pretrained")
+_SCRIPT = """import sys
+folder = sys.argv[1]
+{}
+print([line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')][0])"""
 
 
 def measure_cold_starts(
@@ -354,120 +274,74 @@ def measure_cold_starts(
     SparseJEPAForPreTraining(config).save_pretrained(folder / "ours")
     to_ijepa(SparseJEPAVisionModel(config)).save_pretrained(folder / "ijepa")
     peaks: dict[str, list[int]] = {name: [] for name in starts}
+    source = str(Path(sparsejepa_hf.__file__).parents[1])
+    path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
 
     def run(name: str) -> None:
-        command = [sys.executable, "-c", _PREFIX + starts[name] + _SUFFIX, str(folder)]
-        done = subprocess.run(command, env=_environment(threads), cwd=folder, capture_output=True, text=True)
+        command = [sys.executable, "-c", _SCRIPT.format(starts[name]), str(folder)]
+        done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"The process {name!r} failed: {done.stderr[-2000:]}")
         peaks[name].append(int(done.stdout.split()[-1]) * 1024)
 
     seconds = interleaved({name: partial(run, name) for name in starts}, repeats=repeats)
-    return [
-        {"name": name, **summary(seconds[name]), "peak_bytes": sorted(peaks[name])[len(peaks[name]) // 2]}
-        for name in starts
-    ]
-
-
-def _environment(threads: int) -> dict[str, str]:
-    source = str(Path(sparsejepa_hf.__file__).parents[1])
-    path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
-    offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    return {**os.environ, **offline, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
-
-
-def workloads(effort: str) -> list[Workload]:
-    """Sizes and batch sizes of an effort, with the number of timed rounds of each."""
-    tiny = SparseJEPAConfig.from_preset("vit-tiny")
-    if effort == "smoke":
-        small = SparseJEPAConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
-        return [Workload("2 layers of width 32, patch 4 at 32 px", small, {1: 2, 4: 2})]
-    if effort == "short":
-        return [Workload("ViT-Tiny/4 at 32 px", tiny, {1: 10, 32: 3})]
-    return [
-        Workload("ViT-Tiny/4 at 32 px", tiny, {1: 30, 32: 7, 256: 3}),
-        Workload("ViT-S/16 at 224 px", SparseJEPAConfig.from_preset("vit-small"), {1: 10, 32: 3}),
-    ]
+    return [{"name": n, **summary(seconds[n]), "peak_bytes": statistics.median_high(peaks[n])} for n in starts]
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measures and writes `benchmark_inference_<device>.json` and `.md`."""
-    flags = parser(__doc__)
-    flags.add_argument("--checkpoint", default=None, help="a checkpoint, in place of random weights of each size")
-    options = flags.parse_args(argv)
+    """Measures and writes the record."""
+    options = parser(__doc__).parse_args(argv)
     transformers.logging.disable_progress_bar()
-    origin = start(options)
-    chosen = workloads(options.effort)
-    if options.checkpoint is not None:
-        chosen = [Workload(Path(options.checkpoint).name, chosen[0].config, chosen[0].repeats)]
-    starts = COLD_STARTS if options.effort == "full" else {name: COLD_STARTS[name] for name in _FEW_STARTS}
-    repeats = options.repeats or (1 if options.effort != "full" else 5)
-    rows = []
+    origin, rows = start(options), []
+    full = options.effort == "full"
+    starts = COLD_STARTS if full else {name: COLD_STARTS[name] for name in _FEW_STARTS}
     with tempfile.TemporaryDirectory() as folder:
-        for place, workload in enumerate(chosen):
-            (Path(folder) / str(place)).mkdir()
-            rows += measure_features(workload, options, Path(folder) / str(place))
-        config = SparseJEPAConfig.from_preset("vit-tiny")
-        cold = measure_cold_starts(config, Path(folder), starts, repeats, options.threads)
-    # Where it lies on this machine says nothing.
-    options.checkpoint = options.checkpoint and Path(options.checkpoint).name
+        for workload in WORKLOADS[options.effort]:
+            rows += measure_features(*workload, options, Path(folder))
+        repeats = options.repeats or (5 if full else 1)
+        cold = measure_cold_starts(_TINY[1], Path(folder), starts, repeats, options.threads)
     write("inference", options, origin, {"rows": rows, "cold_starts": cold, "probe_images": _PROBE_IMAGES})
 
 
+# ---- the record as Markdown ----
+
+_FEATURES = [("batch", "{batch}"), ("candidate", "{name}"), ("precision", "{precision}")]
+_FEATURES += [("images/s", "{images_per_s:,.1f}"), ("latency, ms", "{ms:.2f}"), ("n", "{n}")]
+_FEATURES += [("speed against ours", "{speedup:.2f}×"), ("max. difference", "{max_difference:.1e}")]
+_FEATURES += [("cosine", "{cosine:.5f}"), ("centred cosine", "{centred_cosine:.5f}"), ("set-up, s", "{setup_s:.1f}")]
+_STARTS = [("process", "`{name}`"), ("seconds", "{median_s:.2f}"), ("range", "{fastest_s:.2f} to {slowest_s:.2f}")]
+_STARTS += [("n", "{n}"), ("against `{}`", "{ratio:.2f}×"), ("peak resident MiB", "{mib:,.0f}")]
+
+
+def import_ratio(record: dict[str, Any]) -> tuple[str, float]:
+    """What `import sparsejepa_hf` is compared with (the first import of transformers), and the quotient of both."""
+    seconds = {row["name"]: row["median_s"] for row in record["cold_starts"]}
+    reference = next(name for name in seconds if "transformers" in name)
+    return reference, seconds["import sparsejepa_hf"] / seconds[reference]
+
+
 def render(record: dict[str, Any]) -> str:
-    """Markdown of a record: a table for each size, one of cold starts, and where the numbers come from."""
+    """Markdown of a record: a table for each size, one of fresh processes, and where the numbers come from."""
     parts = []
     for size in dict.fromkeys(row["size"] for row in record["rows"]):
         rows = [row for row in record["rows"] if row["size"] == size]
-        parts.append(f"**Features, {size}**, {rows[0]['tokens']} tokens\n\n{_feature_table(rows)}")
+        parts.append(f"**Features, {size}**, {rows[0]['tokens']} tokens")
+        timed = [row | {"ms": 1e3 * row["median_s"]} for row in rows if "reason" not in row]
+        parts.append(format_table(_FEATURES, timed))
+        missing = [f"- {row['name']}, {row['precision']}: {row['reason']}" for row in rows if "reason" in row]
+        parts += ["\n".join(missing)] if missing else []
     parts.append(
         f"Differences are of the mean-pooled features of {record['probe_images']} images from ours in fp32, with "
         "the same weights; cosines are the lowest of an image, centred ones without the mean feature. Set-up is what "
         "comes before the first features, compiling and exporting included."
     )
-    parts.append(f"**A fresh process**, ViT-Tiny/4, interpreter included\n\n{_cold_table(record['cold_starts'])}")
-    parts.append(origin_line(record))
-    return "\n\n".join(parts)
-
-
-def _feature_table(rows: list[dict[str, Any]]) -> str:
-    header = ("batch", "candidate", "precision", "images/s", "latency, ms", "n", "speed against ours")
-    header += ("max. difference", "cosine", "centred cosine", "set-up, s")
-    text = table(header, [_timed_cells(row) for row in rows if "reason" not in row])
-    missing = [f"- {row['name']}, {row['precision']}: {row['reason']}" for row in rows if "reason" in row]
-    return "\n\n".join([text, "\n".join(missing)]) if missing else text
-
-
-def _timed_cells(row: dict[str, Any]) -> list[str]:
-    return [
-        str(row["batch"]),
-        row["name"],
-        row["precision"],
-        f"{row['images_per_s']:,.1f}",
-        f"{1e3 * row['median_s']:.2f}",
-        str(row["n"]),
-        f"{row['speedup']:.2f}×",
-        f"{row['max_difference']:.1e}",
-        f"{row['cosine']:.5f}",
-        f"{row['centred_cosine']:.5f}",
-        f"{row['setup_s']:.1f}",
-    ]
-
-
-def _cold_table(rows: list[dict[str, Any]]) -> str:
-    reference = next(row["median_s"] for row in rows if row["name"] == "import transformers")
-    cells = [
-        [
-            f"`{row['name']}`",
-            f"{row['median_s']:.2f}",
-            f"{row['fastest_s']:.2f} to {row['slowest_s']:.2f}",
-            str(row["n"]),
-            f"{row['median_s'] / reference:.2f}×",
-            f"{row['peak_bytes'] / 2**20:,.0f}",
-        ]
-        for row in rows
-    ]
-    return table(("process", "seconds", "range", "n", "against `import transformers`", "peak resident MiB"), cells)
+    parts.append("**A fresh process**, ViT-Tiny/4, interpreter included")
+    starts, (reference, _) = record["cold_starts"], import_ratio(record)
+    base = next(row["median_s"] for row in starts if row["name"] == reference)
+    rows = [row | {"ratio": row["median_s"] / base, "mib": row["peak_bytes"] / 2**20} for row in starts]
+    parts.append(format_table([(title.format(reference), text) for title, text in _STARTS], rows))
+    return "\n\n".join([*parts, origin_line(record)])
 
 
 if __name__ == "__main__":

@@ -2,20 +2,17 @@
 """Time, operations and memory of one optimizer step, beside what a user would pick instead.
 
     python -m benchmarks.step
-    python -m benchmarks.step --device cuda --reference ~/ijepa
+    python -m benchmarks.step --device cuda
 
-All candidates get the same images, masks and token counts, and take turns. `--reference DIR` times the official I-JEPA
-code too, from a checkout of yours.
+All candidates get the same images, masks and token counts, and take turns.
 """
 
 import argparse
 import importlib.util
-import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,228 +22,166 @@ from sparsejepa_hf.records import NONE, table
 
 from .alternatives.ijepa_loop import StraightforwardLoop
 from .alternatives.lightly_ijepa import LightlyLoop
-from .alternatives.official_ijepa import OfficialLoop
-from .harness import memory, records
+from .harness import records
 from .harness.bare_step import BareStep
-from .harness.flops import counted_flops, step_flops
-from .harness.machine import matmul_peak
+from .harness.resources import (
+    counted_flops,
+    in_fresh_process,
+    matmul_peak,
+    peak_tensor_bytes,
+    reset_peak_resident,
+    resident_bytes,
+)
 from .harness.timing import interleaved, speedup, summary
 
 
-STRAIGHTFORWARD, LIGHTLY, OFFICIAL = "straightforward I-JEPA loop", "lightly's I-JEPA modules", "official I-JEPA code"
+STRAIGHTFORWARD, LIGHTLY = "straightforward I-JEPA loop", "lightly's I-JEPA modules"
 OURS_IJEPA, OURS = "ours, I-JEPA", "ours, SparseJEPA"
 PRECISIONS = ("fp32", "bf16")
-
-Step = Callable[[Tensor, Tensor, Tensor], Tensor]
-UNFUSED, BOTH = "unfused attention", "unfused attention, compiled"
-# Modes of `torch.compile` by their names here.
-COMPILED = {"compiled": "default", BOTH: "default", "CUDA graphs": "reduce-overhead"}
+EAGER, UNFUSED, GRAPHS = "eager", "unfused attention", "CUDA graphs"
+COMPILED, UNFUSED_COMPILED = "compiled", "unfused attention, compiled"
+REPEATS = {"full": 5, "short": 3, "smoke": 1}
 
 
-@dataclass(frozen=True)
-class Case:
-    """A model and a batch; `compiled` adds compiled candidates, which take long to set up."""
-
-    name: str
-    config: dict[str, Any]
-    batch: int
-    compiled: bool = False
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """Something that takes a training step in a precision: eager, with timm's fused attention switched off, compiled,
+class Candidate(NamedTuple):
+    """Something that takes a training step in a precision: as it stands, without timm's fused attention, compiled,
     both, or compiled into CUDA graphs."""
 
     name: str
     precision: str
-    mode: str = "eager"
-
-    @property
-    def key(self) -> str:
-        return f"{self.name}, {self.precision}, {self.mode}"
+    mode: str = EAGER
 
 
-_TINY = {"preset": "vit-tiny"}
-_SMALL = {"preset": "vit-small"}
-_SMOKE = {"preset": "vit-tiny", "hidden_size": 48, "num_hidden_layers": 2, "intermediate_size": 96}
+@dataclass(frozen=True)
+class Case:
+    """A model and a batch. `compiled` adds compiled candidates, which take long to set up."""
+
+    name: str
+    preset: str
+    batch: int
+    compiled: bool = False
+    sizes: tuple[tuple[str, int], ...] = ()
+
+    def config(self, use_grouping: bool) -> SparseJEPAConfig:
+        """I-JEPA, or SparseJEPA with every term of its loss."""
+        weights = {"sparsity_weight": 1e-3, "kl_weight": 1e-5} if use_grouping else {}
+        return SparseJEPAConfig.from_preset(self.preset, use_grouping=use_grouping, **weights, **dict(self.sizes))
+
+
+_SMOKE_SIZES = (("hidden_size", 48), ("num_hidden_layers", 2), ("intermediate_size", 96))
+_TINY, _SMALL = ("ViT-Tiny/4, 32 px", "vit-tiny"), ("ViT-S/16, 224 px", "vit-small")
 CASES = {
-    "full": (
-        Case("ViT-Tiny/4, 32 px", _TINY, 256, compiled=True),
-        Case("ViT-Tiny/4, 32 px", _TINY, 64),
-        Case("ViT-S/16, 224 px", _SMALL, 16),
-        Case("ViT-S/16, 224 px", _SMALL, 8),
-    ),
-    "short": (Case("ViT-Tiny/4, 32 px", _TINY, 64),),
-    "smoke": (Case("width 48 x 2, 32 px", _SMOKE, 4),),
+    "full": (Case(*_TINY, 256, compiled=True), Case(*_TINY, 64), Case(*_SMALL, 16), Case(*_SMALL, 8)),
+    "short": (Case(*_TINY, 64),),
+    "smoke": (Case("width 48 x 2, 32 px", "vit-tiny", 4, sizes=_SMOKE_SIZES),),
 }
 # A GPU is filled by larger batches.
+_BASE = Case("ViT-B/16, 224 px", "vit-base", 128)
 CUDA_CASES = {
-    **CASES,
-    "full": (
-        Case("ViT-Tiny/4, 32 px", _TINY, 512, compiled=True),
-        Case("ViT-Tiny/4, 32 px", _TINY, 2048),
-        Case("ViT-S/16, 224 px", _SMALL, 256, compiled=True),
-        Case("ViT-B/16, 224 px", {"preset": "vit-base"}, 128),
-    ),
-    "short": (Case("ViT-Tiny/4, 32 px", _TINY, 512),),
+    "full": (Case(*_TINY, 512, compiled=True), Case(*_TINY, 2048), Case(*_SMALL, 256, compiled=True), _BASE),
+    "short": (Case(*_TINY, 512),),
+    "smoke": CASES["smoke"],
 }
-REPEATS = {"full": 5, "short": 3, "smoke": 1}
 
 
-def build_config(case: Case, use_grouping: bool = True) -> SparseJEPAConfig:
-    """The case's configuration: I-JEPA, or with the grouping, λ and β switched on."""
-    weights = {"sparsity_weight": 1e-3, "kl_weight": 1e-5} if use_grouping else {}
-    options = {**case.config, "use_grouping": use_grouping, **weights}
-    return SparseJEPAConfig.from_preset(options.pop("preset"), **options)
+def candidates(case: Case, device: str) -> list[Candidate]:
+    """What is measured on a case. The first one is what all others are compared with."""
+    lightly = [LIGHTLY] if importlib.util.find_spec("lightly") else []
+    kinds = [(name, EAGER) for name in (STRAIGHTFORWARD, *lightly, OURS_IJEPA, OURS)]
+    # What a user may do to the loop without rewriting it.
+    kinds.append((STRAIGHTFORWARD, UNFUSED))
+    if case.compiled:
+        modes = (COMPILED, GRAPHS) if device.startswith("cuda") else (COMPILED,)
+        kinds += [(name, mode) for name in (STRAIGHTFORWARD, OURS) for mode in modes]
+        kinds.append((STRAIGHTFORWARD, UNFUSED_COMPILED))
+    return [Candidate(name, precision, mode) for name, mode in kinds for precision in PRECISIONS]
 
 
-def candidates(case: Case, device: str, reference: Path | None) -> Iterator[Candidate]:
-    """What is measured on a case; the first one is what all others are compared with."""
-    names = [STRAIGHTFORWARD]
-    names += [LIGHTLY] if importlib.util.find_spec("lightly") else []
-    names += [OFFICIAL] if reference else []
-    for name in (*names, OURS_IJEPA, OURS):
-        for precision in PRECISIONS:
-            yield Candidate(name, precision)
-    # What a user may do to the loop without changing it.
-    for precision in PRECISIONS:
-        yield Candidate(STRAIGHTFORWARD, precision, UNFUSED)
-    modes = [] if not case.compiled else ["compiled", "CUDA graphs"] if device.startswith("cuda") else ["compiled"]
-    for name in (STRAIGHTFORWARD, OURS):
-        for mode in modes:
-            for precision in PRECISIONS:
-                yield Candidate(name, precision, mode)
-    for precision in PRECISIONS if case.compiled else ():
-        yield Candidate(STRAIGHTFORWARD, precision, BOTH)
-
-
-def build(candidate: Candidate, case: Case, device: str, reference: Path | None = None) -> Step:
+def build(candidate: Candidate, case: Case, device: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """The candidate's training step, with fresh weights."""
-    autocast = candidate.precision == "bf16"
-    if candidate.name in (OURS_IJEPA, OURS):
-        config = build_config(case, use_grouping=candidate.name == OURS)
-        step = BareStep(SparseJEPAForPreTraining(config).to(device), autocast)
-        if candidate.mode in COMPILED:
-            step.wrap(_compile(candidate))
-        return step
-    loops = {STRAIGHTFORWARD: StraightforwardLoop, LIGHTLY: LightlyLoop, OFFICIAL: partial(OfficialLoop, reference)}
-    loop = loops[candidate.name](build_config(case, use_grouping=False), device, autocast)
-    if candidate.mode in (UNFUSED, BOTH):
-        loop.unfuse_attention()
-    if candidate.mode in COMPILED:
-        loop.loss = _compile(candidate)(loop.loss)
-    return loop
+    name, precision, mode = candidate
+    compile_ = None
+    if mode in (COMPILED, UNFUSED_COMPILED, GRAPHS):
+        compile_ = partial(torch.compile, dynamic=False, mode="reduce-overhead" if mode == GRAPHS else "default")
+    if name in (OURS_IJEPA, OURS):
+        model = SparseJEPAForPreTraining(case.config(use_grouping=name == OURS)).to(device)
+        return BareStep(model, precision == "bf16", wrap=compile_)
+    loop = {STRAIGHTFORWARD: StraightforwardLoop, LIGHTLY: LightlyLoop}[name]
+    step = loop(case.config(use_grouping=False), device, precision == "bf16")
+    if mode in (UNFUSED, UNFUSED_COMPILED):
+        step.unfuse_attention()
+    if compile_ is not None:
+        step.loss = compile_(step.loss)
+    return step
 
 
-def _compile(candidate: Candidate) -> Callable[[Any], Any]:
-    return partial(torch.compile, dynamic=False, mode=COMPILED[candidate.mode])
-
-
-def inputs(case: Case, batch: int, seed: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(case: Case, batch: int, options: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor]:
     """Normalised images and masks of a batch, the same for all candidates."""
-    config = build_config(case)
-    generator = torch.Generator().manual_seed(seed)
+    config = case.config(use_grouping=True)
+    generator = torch.Generator().manual_seed(options.seed)
     pixel_values = torch.randn(batch, config.num_channels, *config.image_sides, generator=generator)
-    masks = MultiBlockMaskSampler(config.grid_size, seed=seed)(batch, 0, device=device)
-    return pixel_values.to(device), *masks
+    masks = MultiBlockMaskSampler(config.grid_size, seed=options.seed)(batch, 0, device=options.device)
+    return pixel_values.to(options.device), *masks
 
 
 def measure(case: Case, options: argparse.Namespace, peaks: dict[str, dict[str, float]]) -> dict[str, Any]:
     """Times, operations and memory of every candidate of a case."""
-    batch = inputs(case, case.batch, options.seed, options.device)
-    steps = {c: build(c, case, options.device, options.reference) for c in _all(case, options)}
+    batch, small_batch = inputs(case, case.batch, options), inputs(case, 2, options)
+    steps = {candidate: build(candidate, case, options.device) for candidate in candidates(case, options.device)}
     calls = {candidate: partial(step, *batch) for candidate, step in steps.items()}
-    seconds = interleaved(calls, repeats=options.repeats, warmup=2, device=options.device)
-    baselines = {precision: seconds[Candidate(STRAIGHTFORWARD, precision)] for precision in PRECISIONS}
-    sampler = MultiBlockMaskSampler(build_config(case).grid_size)
+    seconds = interleaved(calls, repeats=options.repeats, warmup=2)
+    # A candidate's precision and mode change no product.
+    names = dict.fromkeys(candidate.name for candidate in steps)
+    flops = {n: counted_flops(partial(build(Candidate(n, "fp32"), case, options.device), *small_batch)) for n in names}
+    rows = []
+    for candidate, times in seconds.items():
+        name, precision, mode = candidate
+        flops_per_image, median = flops[name] / 2, summary(times)["median_s"]
+        # Some free the gradients before a step, some after it. All begin without.
+        steps[candidate].optimizer.zero_grad()
+        row = {
+            "candidate": name,
+            "precision": precision,
+            "mode": mode,
+            **summary(times),
+            "images_per_second": case.batch / median,
+            "speedup_over_fp32": speedup(seconds[Candidate(STRAIGHTFORWARD, "fp32")], times),
+            "speedup_same_precision": speedup(seconds[Candidate(STRAIGHTFORWARD, precision)], times),
+            "counted_flops_per_image": flops_per_image,
+            "flops": flops_per_image * case.batch / median,
+            "share_of_peak": flops_per_image * case.batch / median / peaks[precision]["flops"],
+            # What a CUDA graph holds was allocated when it was recorded.
+            "peak_tensor_bytes": None if mode == GRAPHS else peak_tensor_bytes(calls[candidate], options.device),
+            "peak_resident_bytes": None,
+        }
+        if name in (STRAIGHTFORWARD, OURS) and mode == EAGER and (options.device, options.effort) == ("cpu", "full"):
+            row["peak_resident_bytes"] = in_fresh_process(_growth, candidate, case, options)
+        rows.append(row)
+    sampler = MultiBlockMaskSampler(case.config(use_grouping=True).grid_size)
     return {
         "name": case.name,
         "batch": case.batch,
         "patches": sampler.num_patches,
         "context_patches": sampler.num_context_patches,
         "target_patches": [sampler.num_target_blocks, sampler.num_target_patches],
-        "flops_per_image": _formula(case, sampler),
-        "grouping_cost": _grouping_cost(seconds),
-        "rows": [
-            {
-                "candidate": candidate.name,
-                "precision": candidate.precision,
-                "mode": candidate.mode,
-                **summary(times),
-                "images_per_second": case.batch / summary(times)["median_s"],
-                "speedup_over_fp32": speedup(baselines["fp32"], times),
-                "speedup_same_precision": speedup(baselines[candidate.precision], times),
-                **_operations(candidate, case, options, summary(times)["median_s"], peaks),
-                "peak_tensor_bytes": _peak_tensor_bytes(candidate, steps[candidate], batch, options.device),
-                "peak_resident_bytes": _resident(candidate, case, options),
-            }
-            for candidate, times in seconds.items()
-        ],
+        # What the grouping adds to a step, as a share of I-JEPA's.
+        "grouping_cost": {
+            precision: speedup(seconds[Candidate(OURS, precision)], seconds[Candidate(OURS_IJEPA, precision)]) - 1.0
+            for precision in PRECISIONS
+        },
+        "rows": rows,
     }
 
 
-def _all(case: Case, options: argparse.Namespace) -> list[Candidate]:
-    return list(candidates(case, options.device, options.reference))
-
-
-def _formula(case: Case, sampler: MultiBlockMaskSampler) -> dict[str, dict[str, int]]:
-    counts = (sampler.num_context_patches, sampler.num_target_blocks, sampler.num_target_patches)
-    return {name: step_flops(build_config(case, use_grouping=name == OURS), *counts) for name in (OURS_IJEPA, OURS)}
-
-
-def _grouping_cost(seconds: dict[Candidate, list[float]]) -> dict[str, float]:
-    """What the grouping adds to a step, as a share of I-JEPA's, by precision."""
-    return {
-        precision: speedup(seconds[Candidate(OURS, precision)], seconds[Candidate(OURS_IJEPA, precision)]) - 1.0
-        for precision in PRECISIONS
-    }
-
-
-def _operations(
-    candidate: Candidate, case: Case, options: argparse.Namespace, seconds: float, peaks: dict[str, dict[str, float]]
-) -> dict[str, float]:
-    """Counted while a small eager batch runs; compiling changes no product."""
-    step = build(Candidate(candidate.name, candidate.precision), case, options.device, options.reference)
-    batch = inputs(case, 2, options.seed, options.device)
-    flops = counted_flops(partial(step, *batch)) / 2
-    reached = flops * case.batch / seconds
-    return {
-        "counted_flops_per_image": flops,
-        "flops": reached,
-        "share_of_peak": reached / peaks[candidate.precision]["flops"],
-    }
-
-
-def _peak_tensor_bytes(
-    candidate: Candidate, step: Step, batch: tuple[Tensor, Tensor, Tensor], device: str
-) -> int | None:
-    if candidate.mode == "CUDA graphs":
-        # What a graph holds was allocated when it was recorded.
-        return None
-    # Some free the gradients before a step, some after it: all begin without.
-    step.optimizer.zero_grad()
-    return memory.peak_tensor_bytes(partial(step, *batch), device)
-
-
-def _resident(candidate: Candidate, case: Case, options: argparse.Namespace) -> int | None:
-    """Of a process that does nothing else; None where it is not measured."""
-    shown = candidate.name in (STRAIGHTFORWARD, OURS) and candidate.mode == "eager"
-    if not shown or options.device != "cpu" or options.effort != "full":
-        return None
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_resident_here, (candidate, case, options))
-
-
-def _resident_here(candidate: Candidate, case: Case, options: argparse.Namespace) -> int:
+def _growth(candidate: Candidate, case: Case, options: argparse.Namespace) -> int:
+    """Bytes that this process grows by in two steps."""
     torch.set_num_threads(options.threads)
-    step = build(candidate, case, options.device, options.reference)
-    batch = inputs(case, case.batch, options.seed, options.device)
-    memory.reset_peak_resident()
-    before = memory.peak_resident_bytes()
+    step, batch = build(candidate, case, options.device), inputs(case, case.batch, options)
+    reset_peak_resident()
+    before = resident_bytes()
     for _ in range(2):
         step(*batch)
-    return memory.peak_resident_bytes() - before
+    return resident_bytes(peak=True) - before
 
 
 def render(record: dict[str, Any]) -> str:
@@ -269,10 +204,13 @@ def _render_case(case: dict[str, Any], record: dict[str, Any]) -> str:
     header = ["step", "precision", "ms", "images/s", "x straightforward fp32", "x same precision", "GFLOP/image"]
     header += ["share of peak", "tensors at their peak, MB", "x same precision", "process grew by, MB"]
     header += ["x same precision"]
-    loops = {row["precision"]: row for row in case["rows"] if is_loop(row)}
-    rows = [
-        [
-            row["candidate"] + ("" if row["mode"] == "eager" else f", {row['mode']}"),
+    loops = {
+        row["precision"]: row for row in case["rows"] if (row["candidate"], row["mode"]) == (STRAIGHTFORWARD, EAGER)
+    }
+    rows = []
+    for row in case["rows"]:
+        cells = [
+            row["candidate"] + ("" if row["mode"] == EAGER else f", {row['mode']}"),
             row["precision"],
             f"{1e3 * row['median_s']:,.0f}",
             f"{row['images_per_second']:,.0f}",
@@ -280,24 +218,13 @@ def _render_case(case: dict[str, Any], record: dict[str, Any]) -> str:
             f"{row['speedup_same_precision']:.2f}",
             f"{row['counted_flops_per_image'] / 1e9:.2f}",
             f"{100 * row['share_of_peak']:.0f} %",
-            *_memory(row, loops[row["precision"]], "peak_tensor_bytes"),
-            *_memory(row, loops[row["precision"]], "peak_resident_bytes"),
         ]
-        for row in case["rows"]
-    ]
+        for kind in ("peak_tensor_bytes", "peak_resident_bytes"):
+            size, ratio = row[kind], memory_ratio(row, loops[row["precision"]], kind)
+            cells += [NONE if size is None else f"{size / 1e6:,.0f}", NONE if ratio is None else f"{ratio:.3f}"]
+        rows.append(cells)
     cost = ", ".join(f"{100 * share:+.1f} % in {precision}" for precision, share in case["grouping_cost"].items())
     return f"{title}\n\n{table(header, rows)}\n\nThe grouping adds {cost} to a step of I-JEPA."
-
-
-def is_loop(row: dict[str, Any]) -> bool:
-    """Whether a row is of the loop that all are compared with."""
-    return (row["candidate"], row["mode"]) == (STRAIGHTFORWARD, "eager")
-
-
-def _memory(row: dict[str, Any], loop: dict[str, Any], kind: str) -> tuple[str, str]:
-    """Megabytes, and as a ratio to the loop's."""
-    size, ratio = row[kind], memory_ratio(row, loop, kind)
-    return NONE if size is None else f"{size / 1e6:,.0f}", NONE if ratio is None else f"{ratio:.3f}"
 
 
 def memory_ratio(row: dict[str, Any], loop: dict[str, Any], kind: str) -> float | None:
@@ -306,20 +233,15 @@ def memory_ratio(row: dict[str, Any], loop: dict[str, Any], kind: str) -> float 
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parses, measures, writes the record."""
-    flags = records.parser(__doc__)
-    flags.add_argument("--reference", type=Path, help="a checkout of the official I-JEPA code")
-    options = flags.parse_args(argv)
+    """Measures and writes the record."""
+    options = records.parser(__doc__).parse_args(argv)
     options.repeats = options.repeats or REPEATS[options.effort]
     origin = records.start(options)
     seconds = 0.02 if options.effort == "smoke" else 1.0
     peaks = {precision: matmul_peak(precision, options.device, seconds) for precision in PRECISIONS}
     cases = (CUDA_CASES if options.device.startswith("cuda") else CASES)[options.effort]
-    measured = {"matmul_peak": peaks, "cases": [measure(case, options, peaks) for case in cases]}
-    if options.reference:
-        # Where it lay on this machine says nothing.
-        options.reference = records.commit_of(options.reference) or "given"
-    records.write("step", options, origin, measured)
+    measured = [measure(case, options, peaks) for case in cases]
+    records.write("step", options, origin, {"matmul_peak": peaks, "cases": measured})
 
 
 if __name__ == "__main__":

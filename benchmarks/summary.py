@@ -12,11 +12,12 @@ from typing import Any
 
 from sparsejepa_hf.records import NONE, render_into, table
 
-from . import input as input_pipeline
-from . import step
 from .end_to_end import costs
 from .harness import records
 from .harness.records import ROOT, device_name, origin_line
+from .inference import import_ratio
+from .input import BESIDE, FOLDER, MEMORY, ROWS, SAMPLER
+from .step import EAGER, LIGHTLY, OURS, PRECISIONS, STRAIGHTFORWARD, memory_ratio
 
 
 Row = tuple[str, str, str]
@@ -41,108 +42,79 @@ def read(results_dir: Path, device: str = "cpu") -> dict[str, dict[str, Any]]:
 
 
 def render(found: dict[str, dict[str, Any]]) -> str:
-    """The table in Markdown."""
-    rows = [
-        *_step_rows(found["step"]),
-        *_input_rows(found["input"]),
-        *_run_rows(found["end_to_end"]),
-        *_inference_rows(found["inference"]),
-    ]
+    """The table in Markdown, and a line on where the numbers come from, for each record if they differ."""
+    rows = [*_step_rows(found["step"]), *_input_rows(found["input"]), *_run_rows(found["end_to_end"])]
+    reference, ratio = import_ratio(found["inference"])
+    rows.append((f"`import sparsejepa_hf` against `{reference}`", f"{ratio:.2f}×", "below 1.3×"))
     # Ratios are a machine's own.
     measured = "measured on " + " and ".join(sorted({device_name(record) for record in found.values()}))
-    return f"{table(['what', measured, 'goal'], rows)}\n\n{_origin(found)}"
-
-
-def _origin(found: dict[str, dict[str, Any]]) -> str:
-    """Where the numbers come from: one line where all records share it, else one for each."""
     lines = {name: origin_line(record) for name, record in found.items()}
+    origin = "\n\n".join(f"{name}: {line}" for name, line in lines.items())
     if len(set(lines.values())) == 1:
-        return lines["step"]
-    return "\n\n".join(f"{name}: {line}" for name, line in lines.items())
+        origin = lines["step"]
+    return f"{table(['what', measured, 'goal'], rows)}\n\n{origin}"
 
 
 def _step_rows(record: dict[str, Any]) -> Iterator[Row]:
     case = record["cases"][0]
     rows = {(row["candidate"], row["precision"], row["mode"]): row for row in case["rows"]}
-    ours = rows[step.OURS, "fp32", "eager"]
-    best = max((row for key, row in rows.items() if key[0] == step.OURS), key=lambda row: row["speedup_over_fp32"])
+    ours = rows[OURS, "fp32", EAGER]
+    best = max((row for key, row in rows.items() if key[0] == OURS), key=lambda row: row["speedup_over_fp32"])
     where = f"{case['name']}, batch {case['batch']}"
     yield (
         f"step against a straightforward I-JEPA loop, both in fp32 ({where})",
         f"{ours['speedup_over_fp32']:.2f}×",
         "1.15×",
     )
-    setting = f"{best['precision']}, {best['mode']}"
-    yield f"our best setting ({setting}) against that loop in fp32", f"{best['speedup_over_fp32']:.2f}×", "1.8×"
-    yield (
-        f"our best setting ({setting}) against that loop in {best['precision']}",
-        f"{best['speedup_same_precision']:.2f}×",
-        "",
-    )
-    for precision in step.PRECISIONS:
-        loops = [row for key, row in rows.items() if key[:2] == (step.STRAIGHTFORWARD, precision)]
+    setting = f"our best setting ({best['precision']}, {best['mode']})"
+    yield f"{setting} against that loop in fp32", f"{best['speedup_over_fp32']:.2f}×", "1.8×"
+    yield f"{setting} against that loop in {best['precision']}", f"{best['speedup_same_precision']:.2f}×", ""
+    for precision in PRECISIONS:
+        loops = [row for key, row in rows.items() if key[:2] == (STRAIGHTFORWARD, precision)]
         fastest = max(loops, key=lambda row: row["speedup_same_precision"])
-        mine = [row for key, row in rows.items() if key[:2] == (step.OURS, precision)]
+        mine = max(row["speedup_same_precision"] for key, row in rows.items() if key[:2] == (OURS, precision))
         yield (
             f"step against the loop at its best ({fastest['mode']}), both in {precision}",
-            f"{max(row['speedup_same_precision'] for row in mine) / fastest['speedup_same_precision']:.2f}×",
+            f"{mine / fastest['speedup_same_precision']:.2f}×",
             "",
         )
-    lightly = rows.get((step.LIGHTLY, "fp32", "eager"))
-    if lightly:
-        yield (
-            "step against lightly's I-JEPA modules, both in fp32",
-            f"{ours['speedup_same_precision'] / lightly['speedup_same_precision']:.2f}×",
-            "",
-        )
+    if (LIGHTLY, "fp32", EAGER) in rows:
+        ratio = ours["speedup_same_precision"] / rows[LIGHTLY, "fp32", EAGER]["speedup_same_precision"]
+        yield "step against lightly's I-JEPA modules, both in fp32", f"{ratio:.2f}×", ""
     added = ", ".join(f"{100 * cost:+.1f} % in {precision}" for precision, cost in case["grouping_cost"].items())
     yield "what the grouping adds to a step of I-JEPA", added, "at most 8 %"
     yield "share of the measured peak of a matrix product, fp32", f"{100 * ours['share_of_peak']:.0f} %", "60 %"
     for case in record["cases"]:
-        yield from _memory_rows(case)
-
-
-def _memory_rows(case: dict[str, Any]) -> Iterator[Row]:
-    rows = {(row["candidate"], row["precision"], row["mode"]): row for row in case["rows"]}
-    ratios = []
-    for precision in step.PRECISIONS:
-        loop, ours = (rows[name, precision, "eager"] for name in (step.STRAIGHTFORWARD, step.OURS))
-        found = (step.memory_ratio(ours, loop, kind) for kind in ("peak_tensor_bytes", "peak_resident_bytes"))
-        tensors, resident = (NONE if ratio is None else f"{ratio:.3f}×" for ratio in found)
-        ratios.append(f"{precision} {tensors} ({resident})")
-    yield (
-        f"peak memory of a step against the straightforward loop's: tensors (process), {case['name']}, batch "
-        f"{case['batch']}",
-        ", ".join(ratios),
-        "0.8×",
-    )
+        rows = {(row["candidate"], row["precision"], row["mode"]): row for row in case["rows"]}
+        ratios = []
+        for precision in PRECISIONS:
+            loop, ours = (rows[name, precision, EAGER] for name in (STRAIGHTFORWARD, OURS))
+            found = (memory_ratio(ours, loop, kind) for kind in ("peak_tensor_bytes", "peak_resident_bytes"))
+            tensors, resident = (NONE if ratio is None else f"{ratio:.3f}×" for ratio in found)
+            ratios.append(f"{precision} {tensors} ({resident})")
+        where = f"{case['name']}, batch {case['batch']}"
+        what = f"peak memory of a step against the straightforward loop's: tensors (process), {where}"
+        yield what, ", ".join(ratios), "0.8×"
 
 
 def _input_rows(record: dict[str, Any]) -> Iterator[Row]:
     for grid in sorted({row["grid"] for row in record["masks"]}):
-        masks = [
-            row
-            for row in record["masks"]
-            if (row["candidate"], row["grid"], row["threads"]) == (input_pipeline.SAMPLER, grid, 1)
-        ]
+        wanted = (SAMPLER, grid, 1)
+        masks = [row for row in record["masks"] if (row["candidate"], row["grid"], row["threads"]) == wanted]
         batches = ", ".join(f"{row['batch']:,}" for row in masks)
         yield (
             f"masks against a collator image by image, {grid} × {grid}, batch {batches}, one core",
             ", ".join(f"{row['speedup']:.0f}×" for row in masks),
             "50×",
         )
-    settings = {(row["workers"], row["threads"]) for row in record["pipeline"]}
-    most = max(settings)
     for size in sorted({row["image_size"] for row in record["pipeline"]}):
-        for name in (input_pipeline.MEMORY, input_pipeline.ROWS, input_pipeline.FOLDER):
-            found = {
-                (row["workers"], row["threads"]): f"{row['speedup']:.2f}×"
-                for row in record["pipeline"]
-                if (row["candidate"], row["image_size"]) == (name, size)
-            }
+        for name in (MEMORY, ROWS, FOLDER):
+            rows = [r for r in record["pipeline"] if (r["candidate"], r["image_size"]) == (name, size)]
+            found = {(row["workers"], row["threads"]): f"{row['speedup']:.2f}×" for row in rows}
+            most = max(found)
             where = f"{size} px: one core; {most[0]} workers each"
             yield (
-                f"input, {name.removeprefix('ours, ')}, against the {input_pipeline.BESIDE[name]}, {where}",
+                f"input, {name.removeprefix('ours, ')}, against the {BESIDE[name]}, {where}",
                 f"{found[0, 1]}; {found[most]}",
                 "5×" if size == 32 else "",
             )
@@ -169,30 +141,22 @@ def _run_rows(record: dict[str, Any]) -> Iterator[Row]:
         )
 
 
-def _inference_rows(record: dict[str, Any]) -> Iterator[Row]:
-    starts = {row["name"]: row["median_s"] for row in record["cold_starts"]}
-    ratio = starts["import sparsejepa_hf"] / starts["import transformers"]
-    yield "`import sparsejepa_hf` against `import transformers`", f"{ratio:.2f}×", "below 1.3×"
-
-
 def write(results_dir: Path, device: str = "cpu") -> None:
-    """Renders the records of full runs on `device` between their marks in the two READMEs."""
-    summary, tables = render(read(results_dir, device)), {}
+    """Renders the records of full runs on `device` between their marks in the documentation."""
+    tables = {}
     for path in sorted(results_dir.glob(f"benchmark_*_{device}.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["options"]["effort"] == "full":
             tables[path.name] = records.render(record)
             path.with_suffix(".md").write_text(tables[path.name] + "\n", encoding="utf-8")
-    _render_file(ROOT / "benchmarks" / "README.md", tables)
     # A GPU's summary stands beside the CPU's, never in its place.
-    _render_file(ROOT / "README.md", {"benchmarks" if device == "cpu" else f"benchmarks_{device}": summary})
-
-
-def _render_file(path: Path, contents: dict[str, str]) -> None:
-    text = path.read_text(encoding="utf-8")
-    for name, content in contents.items():
-        text = render_into(text, name, content)
-    path.write_text(text, encoding="utf-8")
+    name = "benchmarks" if device == "cpu" else f"benchmarks_{device}"
+    summary = {name: render(read(results_dir, device))}
+    for path, contents in ((ROOT / "benchmarks" / "README.md", tables), (ROOT / "docs" / "benchmarks.md", summary)):
+        text = path.read_text(encoding="utf-8")
+        for name, content in contents.items():
+            text = render_into(text, name, content)
+        path.write_text(text, encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -200,7 +164,7 @@ def main(argv: list[str] | None = None) -> None:
     flags = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     flags.add_argument("--results_dir", type=Path, default=ROOT / "results", help="where the records lie")
     flags.add_argument("--device", default="cpu", help="cpu or cuda")
-    flags.add_argument("--write", action="store_true", help="render all records into the READMEs too")
+    flags.add_argument("--write", action="store_true", help="render all records into the documentation too")
     options = flags.parse_args(argv)
     print(render(read(options.results_dir, options.device)))
     if options.write:

@@ -344,7 +344,8 @@ class TestPredictor:
             tokens = torch.cat([visible, trunk.mask_token[0] + positions[block]], dim=1)
             for layer in trunk.layers:
                 tokens = _reference_layer(layer, tokens, num_heads=3, allowed=allowed)
-            blocks.append(predictor.grouping(trunk.layernorm(tokens[:, num_context:])).last_hidden_state)
+            tokens = trunk.layernorm(tokens[:, num_context:])
+            blocks.append(predictor.grouping(tokens).last_hidden_state if use_grouping else predictor.head(tokens))
         got = predictor(context, masks["context_mask"], masks["target_mask"]).last_hidden_state
         _close(got, torch.stack(blocks, dim=1))
 
@@ -505,11 +506,17 @@ class TestGrouping:
         assert torch.equal(output.last_hidden_state, expected.last_hidden_state)
 
     def test_without_grouping_a_linear_map_ends_the_predictor(self, make_model, inputs):
-        head = make_model(SparseJEPAModel, use_grouping=False).predictor.grouping
-        output = head(inputs)
+        predictor = make_model(SparseJEPAModel, use_grouping=False).predictor
+        assert predictor.grouping is None
+        head = predictor.head
         assert [tuple(p.shape) for p in head.parameters()] == [(32, 24), (32,)]
-        _close(output.last_hidden_state, inputs @ head.projection.weight.T + head.projection.bias)
-        assert output.latent_mean is None and output.latent_log_variance is None
+        _close(head(inputs), inputs @ head.projection.weight.T + head.projection.bias)
+
+    def test_the_group_weight_is_the_groupings_parameter_and_none_for_ijepa(self, make_model):
+        model = make_model(SparseJEPAForPreTraining)
+        assert model.group_weight is model.sparsejepa.predictor.grouping.group_weight
+        assert model.group_weight.shape == (4, 3, 6)
+        assert make_model(SparseJEPAForPreTraining, use_grouping=False).group_weight is None
 
 
 def replayed_on(grouping: SparseJEPAGrouping, latents: Tensor) -> Tensor:
@@ -535,7 +542,7 @@ class TestLatentPosition:
         ijepa = make_model(SparseJEPAModel, use_grouping=False)
         for name in ("context_encoder", "target_encoder", "predictor.trunk"):
             ijepa.get_submodule(name).load_state_dict(model.get_submodule(name).state_dict())
-        ijepa.predictor.grouping.load_state_dict(model.predictor.head.state_dict())
+        ijepa.predictor.head.load_state_dict(model.predictor.head.state_dict())
         found, expected = (m(pixel_values, **masks).predictor_output.last_hidden_state for m in (model, ijepa))
         _close(found, expected)
 
@@ -548,7 +555,7 @@ class TestLatentPosition:
         _close(output.latent_mean, grouped.latent_mean)
         positions = model.predictor.position_embeddings
         tokens = model.predictor.trunk(grouped.last_hidden_state, *masks.values(), positions)
-        _close(output.last_hidden_state, model.predictor.head(tokens).last_hidden_state)
+        _close(output.last_hidden_state, model.predictor.head(tokens))
 
     @pytest.mark.parametrize("position", ["predictor", "encoder"])
     @pytest.mark.parametrize("residual", [False, True])
@@ -1109,6 +1116,15 @@ class TestCheckpoints:
         vision.save_pretrained(tmp_path)
         _, info = SparseJEPAVisionModel.from_pretrained(tmp_path, output_loading_info=True)
         assert not info["missing_keys"] and not info["unexpected_keys"]
+
+    def test_the_encoders_of_an_older_ijepa_checkpoint_load(self, make_model, pixel_values, tmp_path):
+        """Its linear map went by the name of a grouping."""
+        model = make_model(SparseJEPAForPreTraining, use_grouping=False)
+        renamed = {k.replace("predictor.head.", "predictor.grouping."): v for k, v in model.state_dict().items()}
+        model.save_pretrained(tmp_path, state_dict=renamed)
+        expected = model(pixel_values, return_loss=False).last_hidden_state
+        for auto_class in (AutoModel, SparseJEPAVisionModel):
+            assert torch.equal(auto_class.from_pretrained(tmp_path)(pixel_values).last_hidden_state, expected)
 
     def test_shards_hold_the_same_model(self, saved, pixel_values, masks, tmp_path):
         model, _ = saved

@@ -1,8 +1,6 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """I-JEPA from lightly's modules (https://github.com/lightly-ai/lightly), put together as their interfaces suggest."""
 
-import copy
-
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
@@ -14,11 +12,9 @@ from .ijepa_loop import Loop
 
 
 class LightlyLoop(Loop):
-    """One optimizer step of I-JEPA for each call; arguments as of `StraightforwardLoop`.
+    """Lightly's encoder and predictor in the sizes of `config`, square images and patches only.
 
-    Raises:
-        ImportError: if lightly is not installed.
-        ValueError: for images or patches that are not square, which lightly's predictor does not know.
+    Other arguments as of [`Loop`].
     """
 
     def __init__(
@@ -31,12 +27,9 @@ class LightlyLoop(Loop):
         from lightly.models.modules.ijepa_timm import IJEPAPredictorTIMM
         from lightly.models.modules.masked_vision_transformer_timm import MaskedVisionTransformerTIMM
 
-        (height, width), (patch, patch_width) = config.image_sides, config.patch_sides
-        if height != width or patch != patch_width:
-            raise ValueError(f"The images are {height}x{width}, patches {patch}x{patch_width}; expected squares.")
         vit = VisionTransformer(
-            img_size=height,
-            patch_size=patch,
+            img_size=config.image_sides[0],
+            patch_size=config.patch_sides[0],
             embed_dim=config.hidden_size,
             depth=config.num_hidden_layers,
             num_heads=config.num_attention_heads,
@@ -46,24 +39,20 @@ class LightlyLoop(Loop):
             fc_norm=False,
             num_classes=0,
         )
-        self.encoder = MaskedVisionTransformerTIMM(vit=vit).to(device)
-        self.predictor = IJEPAPredictorTIMM(
+        encoder = MaskedVisionTransformerTIMM(vit=vit)
+        # For other methods than I-JEPA: it would never get a gradient.
+        encoder.mask_token.requires_grad_(False)
+        predictor = IJEPAPredictorTIMM(
             num_patches=config.grid_size[0] * config.grid_size[1],
             depth=config.predictor_num_hidden_layers,
             mlp_dim=config.hidden_size,
             predictor_embed_dim=config.predictor_hidden_size,
             num_heads=config.predictor_num_attention_heads,
             mlp_ratio=config.predictor_intermediate_size / config.predictor_hidden_size,
-        ).to(device)
-        self.target_encoder = copy.deepcopy(self.encoder)
-        self.device, self.autocast, self.momentum = torch.device(device), autocast, momentum
-        # A mask token that lightly's encoder has for other methods is not used by I-JEPA.
-        parameters = [p for name, p in self.encoder.named_parameters() if name != "mask_token" and p.requires_grad]
-        parameters += [p for p in self.predictor.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05)
+        )
+        super().__init__(encoder, predictor, device, autocast, momentum)
 
     def loss(self, pixel_values: Tensor, context_mask: Tensor, target_mask: Tensor) -> Tensor:
-        """Smooth-L1 between prediction and normalised target."""
         from lightly.models.utils import apply_masks
 
         masks = [mask.contiguous() for mask in target_mask.unbind(1)]
@@ -75,7 +64,7 @@ class LightlyLoop(Loop):
         return F.smooth_l1_loss(predicted.float(), targets)
 
     def update_target(self) -> None:
-        """θ̄ ← m θ̄ + (1−m) θ, by lightly's function."""
+        """By lightly's function."""
         from lightly.models.utils import update_momentum
 
         update_momentum(self.encoder, self.target_encoder, self.momentum)

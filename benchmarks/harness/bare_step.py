@@ -13,19 +13,20 @@ from sparsejepa_hf.training.precision import AutocastWeights
 from sparsejepa_hf.training.proximal import group_lasso_step_, hold_scales_
 
 
-def _unwatched(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-    return call
+# Steps that the average of W's gradient covers, as in training.
+_SUPPORT_STEPS = 100
 
 
 class BareStep:
-    """Forward, backward, gradient clipping, fused AdamW, EMA and, with a grouping, the proximal step, for each call.
+    """Each call is one step: forward, backward, gradient clipping, fused AdamW, EMA and proximal step.
 
     Args:
         model: what is trained, on its device.
         autocast: run the forward pass in bf16.
-        learning_rate, weight_decay: of AdamW; W takes no weight decay.
+        learning_rate: of AdamW.
+        weight_decay: of AdamW; W takes none.
         momentum: of the target encoder.
-        watched: `watched(name, call)` returns what is called in place of a part's `call`; for counting time by part.
+        wrap: what the forward pass goes through, such as `torch.compile`.
     """
 
     def __init__(
@@ -35,53 +36,41 @@ class BareStep:
         learning_rate: float = 1e-3,
         weight_decay: float = 0.05,
         momentum: float = 0.996,
-        watched: Callable[[str, Callable[..., Any]], Callable[..., Any]] = _unwatched,
+        wrap: Callable[[SparseJEPAForPreTraining], Callable[..., Any]] | None = None,
     ):
-        self.model = model.train()
-        self._forward: Callable[..., Any] = model
-        self._autocast, self._momentum, self._watched = autocast, momentum, watched
+        self.model, self._autocast, self._momentum = model.train(), autocast, momentum
+        self._forward = model if wrap is None else wrap(model)
+        # The compiler has casts of its own.
+        casts = autocast and wrap is None
+        self._autocast_weights = AutocastWeights(model.sparsejepa.target_encoder) if casts else None
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        # W is last, in a group of its own; empty without a grouping.
-        own = [parameter for name, parameter in model.named_parameters() if name.endswith("group_weight")]
-        others = [parameter for parameter in self._trained if all(parameter is not p for p in own)]
+        own = [] if model.group_weight is None else [model.group_weight]
+        others = [parameter for parameter in self._trained if parameter is not model.group_weight]
+        groups = [{"params": others}, {"params": own, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(
-            [{"params": others}, {"params": own, "weight_decay": 0.0}],
-            lr=learning_rate,
-            betas=(0.9, 0.95),
-            weight_decay=weight_decay,
-            fused=True,
+            groups, lr=learning_rate, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True
         )
         self._targets = list(model.sparsejepa.target_encoder.parameters())
         self._sources = list(model.sparsejepa.context_encoder.parameters())
-        self._autocast_weights = AutocastWeights(model.sparsejepa.target_encoder) if autocast else None
-
-    def wrap(self, wrapper: Callable[[SparseJEPAForPreTraining], Callable[..., Any]]) -> "BareStep":
-        """Runs the forward pass through `wrapper(model)`, such as `torch.compile`; returns itself."""
-        if self._autocast_weights is not None:
-            # As in training: the compiler has casts of its own.
-            self._autocast_weights.remove()
-            self._autocast_weights = None
-        self._forward = wrapper(self.model)
-        return self
 
     def __call__(self, pixel_values: Tensor, context_mask: Tensor, target_mask: Tensor) -> Tensor:
         """(B, C, H, W), (B, Nc), (B, M, Nt) -> the loss before the step, ()."""
-        watched, config = self._watched, self.model.config
         with torch.autocast(pixel_values.device.type, torch.bfloat16, enabled=self._autocast):
-            loss = watched("forward", self._forward)(pixel_values, context_mask, target_mask).loss
-        watched("backward", loss.backward)()
-        watched("clip", torch.nn.utils.clip_grad_norm_)(self._trained, 1.0)
-        watched("optimizer", self.optimizer.step)()
-        watched("EMA", self._update_target)()
-        if config.use_grouping and config.sparsity_mode == "proximal":
-            step = watched("proximal step", group_lasso_step_)
-            step(self.optimizer, self.optimizer.param_groups[1], config.sparsity_weight, 100)
-            if config.sparsity_weight > 0:
-                watched("proximal step", hold_scales_)(self.model.sparsejepa.predictor.grouping)
-        watched("zero gradients", self.optimizer.zero_grad)()
+            loss = self._forward(pixel_values, context_mask, target_mask).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self._trained, 1.0)
+        self.optimizer.step()
+        self.follow_up()
+        self.optimizer.zero_grad()
         return loss.detach()
 
-    def _update_target(self) -> None:
+    def follow_up(self) -> None:
+        """What follows the optimizer's step: the EMA of the target encoder, and the proximal step of W."""
         ema_update_(self._targets, self._sources, self._momentum)
         if self._autocast_weights is not None:
             self._autocast_weights.refresh()
+        config = self.model.config
+        if config.use_grouping and config.sparsity_mode == "proximal":
+            group_lasso_step_(self.optimizer, self.optimizer.param_groups[1], config.sparsity_weight, _SUPPORT_STEPS)
+            if config.sparsity_weight > 0:
+                hold_scales_(self.model.sparsejepa.predictor.grouping)

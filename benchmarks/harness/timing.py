@@ -1,64 +1,53 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
-"""Interleaved timing: candidates take turns, so that a drift of the machine hits all alike."""
+"""Interleaved timing: candidates take turns, so that a drift of the machine hits all of them alike.
+
+`torch.utils.benchmark.Timer` times one candidate to its end before the next one, and warms up again at every call.
+Its clock, which waits for an accelerator to finish, is used here.
+"""
 
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
+from torch.utils.benchmark import timer
+
+
+def seconds_of(call: Callable[[], Any], count: int = 1) -> float:
+    """Mean wall-clock seconds of `count` calls, including the work that they leave to an accelerator."""
+    start = timer()
+    for _ in range(count):
+        call()
+    return (timer() - start) / count
 
 
 def interleaved(
-    candidates: Mapping[str, Callable[[], Any]],
-    *,
-    repeats: int,
-    warmup: int = 1,
-    device: torch.device | str = "cpu",
-    min_seconds: float = 0.0,
+    candidates: Mapping[str, Callable[[], Any]], *, repeats: int, warmup: int = 1, min_seconds: float = 0.0
 ) -> dict[str, list[float]]:
-    """Wall-clock seconds of each candidate's calls, `repeats` each.
+    """Times candidates in turn.
 
-    All candidates are first called `warmup` times, untimed. Then, `repeats` times, each is called once; who begins
-    rotates. On an accelerator the device is synchronised before and after each call. Calls so short that they would
-    measure what ran before them are called again and again, for about `min_seconds`, and their mean counts as one.
+    Args:
+        candidates: calls by name.
+        repeats: rounds. Each candidate is timed once a round, and the one that begins rotates.
+        warmup: untimed calls of each candidate before the first round.
+        min_seconds: a shorter call is repeated for about this long within a round, and the mean counts. Otherwise a
+            short call would be timed with the caches that its predecessor left.
 
-    Raises:
-        ValueError: if `repeats` is below 1 or there is no candidate.
+    Returns:
+        For each candidate the wall-clock seconds of a call in each round.
     """
-    if repeats < 1 or not candidates:
-        raise ValueError(f"There are {len(candidates)} candidates and {repeats} repeats; expected at least one each.")
     for _ in range(warmup):
         for call in candidates.values():
             call()
+    counts = {
+        name: max(1, round(min_seconds / seconds_of(call))) if min_seconds else 1 for name, call in candidates.items()
+    }
     names = list(candidates)
-    counts = {name: _count(call, min_seconds, device) for name, call in candidates.items()}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for round_ in range(repeats):
-        turn = round_ % len(names)
-        for name in names[turn:] + names[:turn]:
-            seconds[name].append(_timed(candidates[name], device, counts[name]))
+        first = round_ % len(names)
+        for name in names[first:] + names[:first]:
+            seconds[name].append(seconds_of(candidates[name], counts[name]))
     return seconds
-
-
-def _count(call: Callable[[], Any], min_seconds: float, device: torch.device | str) -> int:
-    """How many calls take `min_seconds`."""
-    return 1 if min_seconds <= 0 else max(1, round(min_seconds / _timed(call, device)))
-
-
-def _timed(call: Callable[[], Any], device: torch.device | str, count: int = 1) -> float:
-    synchronize(device)
-    start = time.perf_counter()
-    for _ in range(count):
-        call()
-    synchronize(device)
-    return (time.perf_counter() - start) / count
-
-
-def synchronize(device: torch.device | str) -> None:
-    """Waits until an accelerator has done what it was given."""
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def summary(seconds: list[float]) -> dict[str, Any]:
@@ -72,5 +61,5 @@ def summary(seconds: list[float]) -> dict[str, Any]:
 
 
 def speedup(baseline: list[float], seconds: list[float]) -> float:
-    """How many times as fast as the baseline: the median over rounds of the two times of one round."""
+    """How many times as fast as the baseline: the median over rounds of the ratio of that round's two times."""
     return statistics.median(b / s for b, s in zip(baseline, seconds, strict=True))

@@ -1,18 +1,20 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """SparseJEPA (arXiv 2504.16140) for the Hugging Face ecosystem.
 
-Importing the package registers the model family with transformers' Auto classes, once those are loaded. It imports
-neither torch nor transformers: a public name is imported when it is first asked for.
+Importing the package makes the model family known to transformers' Auto classes. Models, data and training are
+imported when one of their names is first asked for.
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
-from . import registration
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
+
+from .configuration_sparsejepa import PRESETS, SparseJEPAConfig
 
 
 if TYPE_CHECKING:
-    from .configuration_sparsejepa import PRESETS, SparseJEPAConfig
     from .data import load_image_dataset
     from .masking import MultiBlockMaskSampler
     from .modeling_sparsejepa import (
@@ -26,11 +28,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Where each public name is defined.
+# Where the names that are imported later are defined.
 _HOMES = {
-    "PRESETS": "configuration_sparsejepa",
     "MultiBlockMaskSampler": "masking",
-    "SparseJEPAConfig": "configuration_sparsejepa",
     "SparseJEPAForImageClassification": "modeling_sparsejepa",
     "SparseJEPAForPreTraining": "modeling_sparsejepa",
     "SparseJEPAModel": "modeling_sparsejepa",
@@ -39,27 +39,31 @@ _HOMES = {
     "SparseJEPAVisionModel": "modeling_sparsejepa",
     "load_image_dataset": "data",
 }
-_SUBMODULES = ("configuration_sparsejepa", "modeling_sparsejepa")
-
-registration.install()
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES and name not in _SUBMODULES:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = _HOMES.get(name, name)
-    if home in registration.AUTO_MODULES:
-        importlib.import_module(registration.AUTO_MODULES[home])
-    module = importlib.import_module(f".{home}", __name__)
-    if name in _SUBMODULES:
-        return module
-    value = getattr(module, name)
+    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES, *_SUBMODULES})
+    return sorted({*globals(), *_HOMES})
+
+
+AutoConfig.register(SparseJEPAConfig.model_type, SparseJEPAConfig, exist_ok=True)
+for _auto_class, _name in (
+    (AutoModel, "SparseJEPAModel"),
+    (AutoModelForPreTraining, "SparseJEPAForPreTraining"),
+    (AutoModelForImageClassification, "SparseJEPAForImageClassification"),
+):
+    # By name, as transformers registers its own families. `register` needs the class itself, and importing that takes
+    # almost as long as importing the Auto classes.
+    _auto_class._model_mapping._reverse_config_mapping[SparseJEPAConfig.__name__] = SparseJEPAConfig.model_type
+    _auto_class._model_mapping._model_mapping[SparseJEPAConfig.model_type] = _name
+    _auto_class._model_mapping._modules[SparseJEPAConfig.model_type] = sys.modules[__name__]
 
 
 __all__ = [

@@ -8,7 +8,6 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
-from transformers.activations import ACT2FN
 from transformers.utils import logging
 
 
@@ -32,8 +31,8 @@ _BASE_ARGUMENTS = {
     "use_cache",
 }
 
-# Encoders as in DeiT and ViT (arXiv 2012.12877, 2010.11929), but for the smallest, which a CPU can train; predictors
-# as in I-JEPA where it states them.
+# Encoders as in DeiT and ViT (arXiv 2012.12877, 2010.11929), except vit-micro, which trains on a CPU; predictors as in
+# I-JEPA where it states them.
 PRESETS: dict[str, dict[str, Any]] = {
     "vit-micro": {
         "hidden_size": 96,
@@ -176,6 +175,10 @@ class SparseJEPAConfig(PreTrainedConfig):
     """
 
     model_type = "sparsejepa"
+    # For AutoImageProcessor, where a checkpoint's processor file names no class.
+    image_processor_type = "ViTImageProcessor"
+    # A saved checkpoint carries its code, for trust_remote_code=True where this package is not installed.
+    _auto_class = "AutoConfig"
 
     hidden_size: int = 192
     num_hidden_layers: int = 12
@@ -212,7 +215,7 @@ class SparseJEPAConfig(PreTrainedConfig):
     sparsity_mode: str = "proximal"
     kl_weight: float | int = 0.0
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         self._refuse_unknown(kwargs)
         if self.predictor_intermediate_size is None:
             self.predictor_intermediate_size = 4 * self.predictor_hidden_size
@@ -238,7 +241,7 @@ class SparseJEPAConfig(PreTrainedConfig):
         return cls(**{**PRESETS[name], **overrides})
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in transformers; unknown keys of a file (from another version, say) are left out with a warning."""
         unknown = cls._unknown(config_dict)
         dropped = sorted(unknown - cls._misspelt(unknown))
@@ -335,6 +338,9 @@ class SparseJEPAConfig(PreTrainedConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a finite number above 0.")
 
     def _check_choices(self) -> None:
+        # Not at the top: `import sparsejepa_hf` would take a third longer.
+        from transformers.activations import ACT2FN
+
         choices = {
             "predictor_type": ("transformer", "mlp"),
             "latent_position": ("predictor", "encoder"),

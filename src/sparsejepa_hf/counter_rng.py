@@ -10,7 +10,6 @@ bit-equal on every device.
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,42 +20,28 @@ _MIX1, _MIX2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
 def _signed(value: int) -> int:
-    """The int64 that has the same 64 bits as `value`."""
-    value &= _MASK64
-    return value - (1 << 64) if value >> 63 else value
+    """The int64 that has the lowest 64 bits of `value`."""
+    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def _shift_right(value: Tensor, bits: int) -> Tensor:
+    # `>>` on int64 copies the sign into the upper bits, but the hash needs zeros there.
+    return (value >> bits).bitwise_and_((1 << (64 - bits)) - 1)
+
+
+def _mix_(value: Tensor) -> Tensor:
+    """The hash of int64 numbers, in place."""
+    value.bitwise_xor_(_shift_right(value, 30)).mul_(_signed(_MIX1))
+    value.bitwise_xor_(_shift_right(value, 27)).mul_(_signed(_MIX2))
+    return value.bitwise_xor_(_shift_right(value, 31))
 
 
 def _mix_int(value: int) -> int:
+    """[`_mix_`] of one number, which stays on the host: a tensor of it would have to be brought to the device."""
     value &= _MASK64
     value = ((value ^ (value >> 30)) * _MIX1) & _MASK64
     value = ((value ^ (value >> 27)) * _MIX2) & _MASK64
     return value ^ (value >> 31)
-
-
-# On a CPU numpy does it: it shifts unsigned numbers in one pass, where torch takes two, and small calls cost it less.
-def _mix_array_(value: np.ndarray, whole: bool = True) -> None:
-    """The hash of uint64 numbers, in place; unless `whole`, without its last step, which leaves the upper 31 bits."""
-    scratch = np.empty_like(value)
-    value ^= np.right_shift(value, np.uint64(30), out=scratch)
-    value *= np.uint64(_MIX1)
-    value ^= np.right_shift(value, np.uint64(27), out=scratch)
-    value *= np.uint64(_MIX2)
-    if whole:
-        value ^= np.right_shift(value, np.uint64(31), out=scratch)
-
-
-def _mix_tensor_(value: Tensor, whole: bool = True) -> Tensor:
-    """The same of int64 numbers."""
-    value.bitwise_xor_(_shift_right(value, 30)).mul_(_signed(_MIX1))
-    value.bitwise_xor_(_shift_right(value, 27)).mul_(_signed(_MIX2))
-    if whole:
-        value.bitwise_xor_(_shift_right(value, 31))
-    return value
-
-
-def _shift_right(value: Tensor, bits: int) -> Tensor:
-    # `>>` on int64 keeps the sign; a hash wants zeros shifted in.
-    return (value >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def stream_keys(seed: int, step: int, slots: Tensor, stream: int) -> Tensor:
@@ -71,53 +56,26 @@ def stream_keys(seed: int, step: int, slots: Tensor, stream: int) -> Tensor:
     Returns:
         int64 keys of the shape of `slots`, on its device. No device synchronisation.
     """
-    base = _mix_int(_mix_int(_mix_int(seed + _GOLDEN) + step + _GOLDEN) + stream + _GOLDEN)
-    if slots.device.type == "cpu":
-        # A last axis of one keeps a single slot an array: numpy's scalars warn where they wrap around.
-        array = slots.numpy()[..., None].view(np.uint64) * np.uint64(_GOLDEN)
-        array += np.uint64(base)
-        _mix_array_(array)
-        _mix_array_(array)
-        return torch.from_numpy(array.view(np.int64)[..., 0])
-    keys = (slots * _signed(_GOLDEN)).add_(_signed(base))
-    return _mix_tensor_(_mix_tensor_(keys))
+    base = 0
+    for part in (seed, step, stream):
+        base = _mix_int(base + part + _GOLDEN)
+    return _mix_(_mix_((slots * _signed(_GOLDEN)).add_(_signed(base))))
 
 
-def counters(count: int, device: torch.device | str = "cpu") -> Tensor:
-    """What [`uniform`] adds to a key, one number each for its draws: int64 (count,)."""
-    return torch.arange(1, count + 1, device=device, dtype=torch.int64) * _signed(_GOLDEN)
-
-
-def uniform_integers(keys: Tensor, counters: Tensor) -> Tensor:
-    """[`uniform`] times 2**24, as int64 of shape `keys.shape + counters.shape`, for `counters` (n,)."""
-    # The hash's last step does not reach its upper 24 bits.
-    if keys.device.type == "cpu":
-        array = keys.numpy()[..., None].view(np.uint64) + counters.numpy().view(np.uint64)
-        _mix_array_(array, whole=False)
-        array >>= np.uint64(40)
-        return torch.from_numpy(array.view(np.int64))
-    bits = _mix_tensor_(keys.unsqueeze(-1) + counters, whole=False)
-    return bits.bitwise_right_shift_(40).bitwise_and_((1 << 24) - 1)
-
-
-def to_unit_interval(integers: Tensor) -> Tensor:
-    """float32 in [0, 1) of [`uniform_integers`]."""
-    return integers.to(torch.float32).mul_(2.0**-24)
+def _hashes(keys: Tensor, count: int) -> Tensor:
+    """The first `count` outputs of SplitMix64 from each key: int64 `keys.shape + (count,)`."""
+    counters = torch.arange(1, count + 1, device=keys.device).mul_(_signed(_GOLDEN))
+    return _mix_(keys.unsqueeze(-1) + counters)
 
 
 def uniform(keys: Tensor, count: int) -> Tensor:
     """Uniform float32 numbers in [0, 1), of shape `keys.shape + (count,)`, 24 random bits each."""
-    return to_unit_interval(uniform_integers(keys, counters(count, keys.device)))
+    return _shift_right(_hashes(keys, count), 40).to(torch.float32).mul_(2.0**-24)
 
 
 def normal(keys: Tensor, count: int) -> Tensor:
     """Standard normal float32 numbers of shape `keys.shape + (count,)` (Box & Muller, 1958)."""
-    half = (count + 1) // 2
-    bits = keys.unsqueeze(-1) + counters(half, keys.device)
-    if bits.device.type == "cpu":
-        _mix_array_(bits.numpy().view(np.uint64))
-    else:
-        _mix_tensor_(bits)
+    bits = _hashes(keys, (count + 1) // 2)
     # One hash feeds a pair: its upper 24 bits give the radius, the next 24 the angle.
     radius = (((bits >> 40) & 0xFFFFFF).to(torch.float32) + 1.0) * 2.0**-24
     angle = ((bits >> 16) & 0xFFFFFF).to(torch.float32) * (2.0 * math.pi * 2.0**-24)

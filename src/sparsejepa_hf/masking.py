@@ -12,18 +12,15 @@ per sample (I-JEPA: one shape per batch).
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from .counter_rng import counters, stream_keys, to_unit_interval, uniform_integers
+from .counter_rng import stream_keys, uniform
 
 
 MASK_STREAM = 1
 # Draws of all of a sample's blocks before they are pulled together.
 _NUM_DRAWS = 2
-# Comes after every random number of 24 bits.
-_LAST = 1 << 25
 
 
 def _block_shapes(
@@ -165,31 +162,25 @@ class MultiBlockMaskSampler:
         rows, columns = self.grid_size
         variants = [_block_cells(height, width, self.num_target_patches) for height, width in shapes]
         most = math.lcm(*(len(variant) for variant in variants))
-        # One row a shape and a way to trim it; shorter lists repeat, so that all ways stay equally likely.
+        # One row for each shape and way to trim it; shorter lists repeat, so that all ways stay equally likely.
         cells = [
             [y * columns + x for y, x in variant[index % len(variant)]]
             for variant in variants
             for index in range(most)
         ]
-        self._cells = torch.tensor(cells, dtype=torch.int64, device="cpu")
         self._num_variants = most
-        # What turns a 24-bit number into a choice: of M ways to trim, then of the corners' (row, column).
-        spans = [(rows - height + 1, columns - width + 1) for height, width in shapes]
         worst_union = self.num_target_blocks * self.num_target_patches
         self._always_fits = worst_union <= self.num_patches - self.num_context_patches
         self._draws = 1 if self._always_fits else _NUM_DRAWS
+        # For each shape, what its numbers in [0, 1) choose among: the ways to trim a block, then each corner's row and
+        # column.
         blocks = self.num_target_blocks
-        ranges = [[most] * blocks + [*span] * (self._draws * blocks) for span in spans]
-        self._ranges = torch.tensor(ranges, dtype=torch.float32, device="cpu") * 2.0**-24
-        # One hash for both uses: the context's order from the key itself, the targets from the key after it.
-        num_target_numbers = 1 + self.num_target_blocks + 2 * self._draws * self.num_target_blocks
-        self._counters = torch.cat([counters(self.num_patches), counters(num_target_numbers) + 1])
-        self._tables: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
-
-    def _tables_on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        if device not in self._tables:
-            self._tables[device] = tuple(t.to(device) for t in (self._cells, self._ranges, self._counters))
-        return self._tables[device]
+        ranges = [
+            [most] * blocks + [rows - height + 1, columns - width + 1] * (self._draws * blocks)
+            for height, width in shapes
+        ]
+        self._cells = torch.tensor(cells, device="cpu")
+        self._ranges = torch.tensor(ranges, dtype=torch.float32, device="cpu")
 
     def __call__(
         self, batch_size: int, step: int, *, first_slot: int = 0, device: torch.device | str = "cpu"
@@ -205,87 +196,37 @@ class MultiBlockMaskSampler:
     def sample_slots(self, slots: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Samples masks for slots (B,) int64 of a step's global batch, on their device; returns as `__call__`."""
         keys = stream_keys(self.seed, step, slots, MASK_STREAM)
-        cells, ranges, counters = self._tables_on(keys.device)
-        numbers = uniform_integers(keys, counters)
-        if keys.device.type == "cpu" and self._always_fits:
-            return self._sample_arrays(numbers.numpy())
-        return self._sample_tensors(numbers, cells, ranges)
+        target_mask = self._sample_targets(keys + 1)
+        # The context: of the patches in a random order, the first that no block touches.
+        order = uniform(keys, self.num_patches).scatter_(1, target_mask.flatten(1), 2.0)
+        context = order.topk(self.num_context_patches, dim=1, largest=False, sorted=False).indices
+        return context.sort(dim=1).values, target_mask
 
-    def _sample_tensors(self, numbers: Tensor, cells: Tensor, ranges: Tensor) -> tuple[Tensor, Tensor]:
-        """Masks from integers of 24 bits, (B, N) for the context's order, then (B, 1 + M + 2 * draws * M)."""
-        target_mask = self._sample_targets(numbers[:, self.num_patches :].to(torch.float32), cells, ranges)
-        return self._first_free_patches(numbers[:, : self.num_patches], target_mask.flatten(1)), target_mask
-
-    def _sample_arrays(self, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
-        """The same faster, on a CPU and for blocks that always fit: small calls cost numpy less than torch."""
-        order, targets = numbers[:, : self.num_patches], self._first_draw(numbers[:, self.num_patches :])
-        target_mask = torch.from_numpy(targets)
-        within = targets.reshape(len(targets), self.num_target_blocks * self.num_target_patches)
-        context_mask = self._first_free_patches_by_threshold(order, within)
-        if context_mask is None:
-            context_mask = self._first_free_patches(torch.from_numpy(order), target_mask.flatten(1))
-        return context_mask, target_mask
-
-    def _first_draw(self, draws: np.ndarray) -> np.ndarray:
-        """As `_sample_targets`, for blocks that always fit."""
-        numbers, ranges, blocks = draws.astype(np.float32), self._ranges.numpy(), self.num_target_blocks
-        shape = (numbers[:, 0] * np.float32(len(ranges) * 2.0**-24)).astype(np.int64)
-        places = (numbers[:, 1:] * ranges.take(shape, axis=0)).astype(np.int64)
-        rows = places[:, :blocks] + (shape * self._num_variants)[:, None]
-        starts = places[:, blocks::2] * self.grid_size[1] + places[:, blocks + 1 :: 2]
-        targets = self._cells.numpy().take(rows, axis=0)
-        targets += starts[..., None]
-        return targets
-
-    def _first_free_patches(self, order: Tensor, targets: Tensor) -> Tensor:
-        """The `num_context_patches` patches outside `targets` (B, M * Nt) that come first in `order` (B, N), sorted by
-        place: int64 (B, Nc)."""
-        if order.device.type == "cpu":
-            patches = self._first_free_patches_by_threshold(order.numpy(), targets.numpy())
-            if patches is not None:
-                return patches
-        places = to_unit_interval(order.scatter(1, targets, _LAST))
-        first = places.topk(self.num_context_patches, dim=1, largest=False, sorted=False).indices
-        return first.sort(dim=1).values
-
-    def _first_free_patches_by_threshold(self, order: np.ndarray, targets: np.ndarray) -> Tensor | None:
-        """The same faster; None where the last patch within ties with the first beyond, about 1 image in a million."""
-        rows, last = np.arange(len(order))[:, None] * self.num_patches, self.num_context_patches - 1
-        # 24 bits fit, and half the memory is half the time.
-        order = order.astype(np.int32)
-        order.reshape(-1)[targets + rows] = _LAST
-        highest = np.partition(order, last, axis=1)[:, last : last + 1]
-        flat = np.flatnonzero(order <= highest)
-        if len(flat) != len(order) * self.num_context_patches:
-            return None
-        return torch.from_numpy(flat.reshape(-1, self.num_context_patches) - rows)
-
-    def _sample_targets(self, numbers: Tensor, cells: Tensor, ranges: Tensor) -> Tensor:
-        """target_mask (B, M, Nt) from `numbers` (B, 1 + M + 2 * draws * M), float32 of 24 bits."""
-        batch_size, blocks = numbers.shape[0], self.num_target_blocks
-        shape = (numbers[:, 0] * (ranges.shape[0] * 2.0**-24)).long()
+    def _sample_targets(self, keys: Tensor) -> Tensor:
+        """target_mask (B, M, Nt) int64 from keys (B,)."""
+        if self._cells.device != keys.device:
+            self._cells, self._ranges = self._cells.to(keys.device), self._ranges.to(keys.device)
+        cells, ranges, blocks, batch = self._cells, self._ranges, self.num_target_blocks, keys.shape[0]
+        numbers = uniform(keys, 1 + ranges.shape[1])
+        shape = (numbers[:, 0] * ranges.shape[0]).long()
         # index_select costs half of what brackets do.
         places = (numbers[:, 1:] * ranges.index_select(0, shape)).long()
-        variant, corners = places[:, :blocks], places[:, blocks:].view(batch_size, self._draws, blocks, 2)
+        variant, corners = places[:, :blocks], places[:, blocks:].view(batch, self._draws, blocks, 2)
         offsets = cells.index_select(0, (shape[:, None] * self._num_variants + variant).flatten())
-        offsets = offsets.view(batch_size, blocks, self.num_target_patches)
+        offsets = offsets.view(batch, 1, blocks, self.num_target_patches)
         if not self._always_fits:
-            corners = torch.cat([corners, self._contract(corners[:, -1])], dim=1)
+            # The last draw again, pulled half-way to the first block's corner and then wholly. Truncation pulls
+            # towards that block; `//` would pull towards the top left and make the masks lopsided.
+            anchor = corners[:, -1:, :1]
+            half_way = anchor + torch.div(corners[:, -1:] - anchor, 2, rounding_mode="trunc")
+            corners = torch.cat([corners, half_way, anchor.expand_as(half_way)], dim=1)
         starts = corners[..., 0] * self.grid_size[1] + corners[..., 1]  # (B, draws, M)
-        candidates = starts[..., None] + offsets[:, None]  # (B, draws, M, Nt)
+        candidates = starts[..., None] + offsets  # (B, draws, M, Nt)
         if self._always_fits:
             return candidates[:, 0]
-        members = torch.zeros(batch_size, starts.shape[1], self.num_patches, dtype=torch.bool, device=numbers.device)
+        members = torch.zeros(*starts.shape[:2], self.num_patches, dtype=torch.bool, device=keys.device)
         members.scatter_(2, candidates.flatten(2), True)
         fits = members.sum(dim=2) <= self.num_patches - self.num_context_patches
         # argmax of integers returns the first maximum: the first draw that leaves enough patches free.
         first = fits.to(torch.uint8).argmax(dim=1)
-        return candidates[torch.arange(batch_size, device=numbers.device), first]
-
-    @staticmethod
-    def _contract(corners: Tensor) -> Tensor:
-        """Corners (B, M, 2) pulled half-way and wholly to the first block's: (B, 2, M, 2)."""
-        anchor = corners[:, :1].expand_as(corners)
-        # Towards the first block, not towards the top left: `//` would make the masks lopsided.
-        half_way = anchor + torch.div(corners - anchor, 2, rounding_mode="trunc")
-        return torch.stack([half_way, anchor], dim=1)
+        return candidates[torch.arange(batch, device=keys.device), first]

@@ -7,7 +7,7 @@ outside the context are dropped before the first layer, after their position has
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -149,27 +149,12 @@ def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
 
 
 def _cast_once(states: Tensor) -> Tensor:
-    """In autocast's type, where it is on; each of several projections would cast them anew, and keep a copy."""
+    """Casts to autocast's type, where autocast is on: else each of several projections would cast and keep a copy."""
     device_type = states.device.type
     # Tensors without values know no autocast.
     if states.dtype is torch.float32 and device_type != "meta" and torch.is_autocast_enabled(device_type):
         return states.to(torch.get_autocast_dtype(device_type))
     return states
-
-
-def _quadrants(grid_size: tuple[int, int], device: torch.device) -> list[Tensor]:
-    """Patch indices of the grid's four quadrants, each (n,); in an odd grid the lower and right ones are larger."""
-    rows, columns = grid_size
-    if min(rows, columns) < 2:
-        raise ValueError(
-            f"The grid has {rows}x{columns} patches; expected at least 2x2, to predict parts of the image."
-        )
-    index = torch.arange(rows * columns, device=device).view(rows, columns)
-    return [
-        quadrant.flatten()
-        for half in index.tensor_split([rows // 2], dim=0)
-        for quadrant in half.tensor_split([columns // 2], dim=1)
-    ]
 
 
 def eager_attention_forward(
@@ -213,16 +198,11 @@ class SparseJEPAAttention(nn.Module):
         """(B, L, heads·d) -> (B, heads, L, d)."""
         return states.unflatten(2, (-1, self.head_dim)).transpose(1, 2)
 
-    @staticmethod
-    def _prefers_plain_products(key: Tensor) -> bool:
-        """Whether plain products compute what "sdpa" asks for, compiled or not."""
-        return key.device.type == "cpu" and key.shape[2] <= _PLAIN_CPU_TOKENS
-
     def attend(self, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """Attention of (B, heads, Lq, d) over (B, heads, Lk, d) -> (B, Lq, heads·d), and its weights if any."""
         implementation = self.config._attn_implementation
         interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        if implementation == "sdpa" and self._prefers_plain_products(key):
+        if implementation == "sdpa" and key.device.type == "cpu" and key.shape[2] <= _PLAIN_CPU_TOKENS:
             interface = eager_attention_forward
         dropout = self.attention_dropout if self.training else 0.0
         output, weights = interface(self, query, key, value, None, dropout=dropout, scaling=self.scaling, **kwargs)
@@ -230,6 +210,7 @@ class SparseJEPAAttention(nn.Module):
         return output.flatten(2), weights
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """(B, L, D) -> the same, and the attention weights (B, heads, L, L) if the implementation returns them."""
         hidden_states = _cast_once(hidden_states)
         projections = (self.q_proj, self.k_proj, self.v_proj)
         output, weights = self.attend(
@@ -245,34 +226,31 @@ class SparseJEPABlockAttention(SparseJEPAAttention):
     back end serves. (I-JEPA's own predictor lets each pass's copy of the context look at that pass's block.)
     """
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, hidden_states: Tensor, num_context: int, num_blocks: int, blocks_only: bool = False, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         """(B, Nc + M·Nt, D_p) -> the same, or with `blocks_only` the blocks' part (B, M·Nt, D_p)."""
+
+        def split_blocks(states: Tensor) -> Tensor:
+            """(B, heads, M·Nt, d) -> (B·M, heads, Nt, d)."""
+            return states.unflatten(2, (num_blocks, -1)).transpose(1, 2).flatten(0, 1)
+
+        def join_context(states: Tensor) -> Tensor:
+            """(B, heads, Nc + M·Nt, d) -> (B·M, heads, Nc + Nt, d)."""
+            context = states[:, None, :, :num_context].expand(-1, num_blocks, -1, -1, -1).flatten(0, 1)
+            return torch.cat([context, split_blocks(states[:, :, num_context:])], dim=2)
+
         hidden_states = _cast_once(hidden_states)
         key, value = (self._heads(projection(hidden_states)) for projection in (self.k_proj, self.v_proj))
         first = num_context if blocks_only else 0
         query = self._heads(self.q_proj(hidden_states[:, first:]))
-        blocks, weights = self.attend(
-            self._blocks(query[:, :, num_context - first :], num_blocks),
-            *(self._context_and_blocks(states, num_context, num_blocks) for states in (key, value)),
-            **kwargs,
-        )
+        block_query = split_blocks(query[:, :, num_context - first :])
+        blocks, weights = self.attend(block_query, join_context(key), join_context(value), **kwargs)
         output = blocks.reshape(hidden_states.shape[0], -1, blocks.shape[-1])
         if not blocks_only:
             context, _ = self.attend(*(states[:, :, :num_context] for states in (query, key, value)), **kwargs)
             output = torch.cat([context, output], dim=1)
         return self.o_proj(output), weights
-
-    @staticmethod
-    def _blocks(states: Tensor, num_blocks: int) -> Tensor:
-        """(B, heads, M·Nt, d) -> (B·M, heads, Nt, d)."""
-        return states.unflatten(2, (num_blocks, -1)).transpose(1, 2).flatten(0, 1)
-
-    def _context_and_blocks(self, states: Tensor, num_context: int, num_blocks: int) -> Tensor:
-        """(B, heads, Nc + M·Nt, d) -> (B·M, heads, Nc + Nt, d)."""
-        context = states[:, None, :, :num_context].expand(-1, num_blocks, -1, -1, -1).flatten(0, 1)
-        return torch.cat([context, self._blocks(states[:, :, num_context:], num_blocks)], dim=2)
 
 
 class SparseJEPAMLP(nn.Module):
@@ -288,14 +266,19 @@ class SparseJEPAMLP(nn.Module):
         return self.fc2(self.activation_fn(self.fc1(hidden_states)))
 
 
-class _PreNormLayer(GradientCheckpointingLayer):
+class SparseJEPALayer(GradientCheckpointingLayer):
     """x + Attention(LN(x)), then x + MLP(LN(x)); keyword arguments go to the attention."""
 
-    attention_class = SparseJEPAAttention
-
-    def __init__(self, config: SparseJEPAConfig, hidden_size: int, num_attention_heads: int, intermediate_size: int):
+    def __init__(
+        self,
+        config: SparseJEPAConfig,
+        hidden_size: int,
+        num_attention_heads: int,
+        intermediate_size: int,
+        attention_class: type[SparseJEPAAttention] = SparseJEPAAttention,
+    ):
         super().__init__()
-        self.attention = self.attention_class(config, hidden_size, num_attention_heads)
+        self.attention = attention_class(config, hidden_size, num_attention_heads)
         self.layernorm_before = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
         self.layernorm_after = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
         self.mlp = SparseJEPAMLP(config, hidden_size, intermediate_size)
@@ -309,27 +292,6 @@ class _PreNormLayer(GradientCheckpointingLayer):
             hidden_states = hidden_states[:, -num_tokens:]
         hidden_states = hidden_states + self.dropout(attention_output)
         return hidden_states + self.dropout(self.mlp(self.layernorm_after(hidden_states)))
-
-
-class SparseJEPALayer(_PreNormLayer):
-    """A transformer layer of the encoders."""
-
-    def __init__(self, config: SparseJEPAConfig):
-        super().__init__(config, config.hidden_size, config.num_attention_heads, config.intermediate_size)
-
-
-class SparseJEPAPredictorLayer(_PreNormLayer):
-    """A transformer layer of the predictor, with isolated target blocks."""
-
-    attention_class = SparseJEPABlockAttention
-
-    def __init__(self, config: SparseJEPAConfig):
-        super().__init__(
-            config,
-            config.predictor_hidden_size,
-            config.predictor_num_attention_heads,
-            config.predictor_intermediate_size,
-        )
 
 
 class SparseJEPAPatchEmbeddings(nn.Module):
@@ -350,6 +312,8 @@ class SparseJEPAPatchEmbeddings(nn.Module):
 class SparseJEPAEmbeddings(nn.Module):
     """Patch content plus fixed sin-cos positions; patches outside `context_mask` are dropped here."""
 
+    position_embeddings: Tensor
+
     def __init__(self, config: SparseJEPAConfig):
         super().__init__()
         self.config = config
@@ -358,35 +322,31 @@ class SparseJEPAEmbeddings(nn.Module):
         self.register_buffer("position_embeddings", positions, persistent=False)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def _positions(self, pixel_values: Tensor, interpolate_pos_encoding: bool) -> Tensor:
-        size, expected = tuple(pixel_values.shape[-2:]), self.config.image_sides
-        if size == expected:
-            return self.position_embeddings
-        patch = self.config.patch_sides
-        if not interpolate_pos_encoding:
-            raise ValueError(
-                f"The images are {size[0]}x{size[1]} pixels, but the model expects {expected[0]}x{expected[1]}. "
-                "Resize them, or pass interpolate_pos_encoding=True."
-            )
-        if size[0] % patch[0] or size[1] % patch[1]:
-            raise ValueError(
-                f"The images are {size[0]}x{size[1]} pixels, which patches of {patch[0]}x{patch[1]} do not divide. "
-                "Resize them to a multiple of the patch size."
-            )
-        grid = (size[0] // patch[0], size[1] // patch[1])
-        return sincos_position_embeddings(
-            self.config.hidden_size, grid, self.config.grid_size, device=self.position_embeddings.device
-        )
-
     def forward(
         self, pixel_values: Tensor, context_mask: Tensor | None = None, interpolate_pos_encoding: bool = False
     ) -> Tensor:
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
+        """(B, C, H, W) -> (B, N, D), or (B, Nc, D) with `context_mask` (B, Nc)."""
+        config, positions = self.config, self.position_embeddings
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != config.num_channels:
             raise ValueError(
                 f"pixel_values has the shape {tuple(pixel_values.shape)}; expected "
-                f"(batch, {self.config.num_channels}, height, width)."
+                f"(batch, {config.num_channels}, height, width)."
             )
-        positions = self._positions(pixel_values, interpolate_pos_encoding)
+        (height, width), patch = pixel_values.shape[-2:], config.patch_sides
+        if (height, width) != config.image_sides:
+            if not interpolate_pos_encoding:
+                raise ValueError(
+                    f"The images are {height}x{width} pixels, but the model expects "
+                    f"{config.image_sides[0]}x{config.image_sides[1]}. Resize them, or pass "
+                    "interpolate_pos_encoding=True."
+                )
+            if height % patch[0] or width % patch[1]:
+                raise ValueError(
+                    f"The images are {height}x{width} pixels, which patches of {patch[0]}x{patch[1]} do not divide. "
+                    "Resize them to a multiple of the patch size."
+                )
+            grid = (height // patch[0], width // patch[1])
+            positions = sincos_position_embeddings(config.hidden_size, grid, config.grid_size, positions.device)
         embeddings = self.patch_embeddings(pixel_values)
         # Positions in the weights' precision keep the residual stream there too, also under autocast.
         embeddings = embeddings + positions.to(self.patch_embeddings.projection.weight.dtype)
@@ -401,7 +361,8 @@ class SparseJEPAEncoder(nn.Module):
     def __init__(self, config: SparseJEPAConfig):
         super().__init__()
         self.embeddings = SparseJEPAEmbeddings(config)
-        self.layers = nn.ModuleList([SparseJEPALayer(config) for _ in range(config.num_hidden_layers)])
+        sizes = (config.hidden_size, config.num_attention_heads, config.intermediate_size)
+        self.layers = nn.ModuleList([SparseJEPALayer(config, *sizes) for _ in range(config.num_hidden_layers)])
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(
@@ -426,8 +387,12 @@ class SparseJEPATransformerPredictor(nn.Module):
         width = config.predictor_hidden_size
         self.embed = nn.Linear(config.hidden_size, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, 1, width))
+        sizes = (width, config.predictor_num_attention_heads, cast(int, config.predictor_intermediate_size))
         self.layers = nn.ModuleList(
-            [SparseJEPAPredictorLayer(config) for _ in range(config.predictor_num_hidden_layers)]
+            [
+                SparseJEPALayer(config, *sizes, SparseJEPABlockAttention)
+                for _ in range(config.predictor_num_hidden_layers)
+            ]
         )
         self.layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
 
@@ -465,7 +430,7 @@ class SparseJEPAMLPPredictor(nn.Module):
         )
         self.layers = nn.ModuleList(
             [
-                SparseJEPAMLP(config, width, config.predictor_intermediate_size)
+                SparseJEPAMLP(config, width, cast(int, config.predictor_intermediate_size))
                 for _ in range(config.predictor_num_hidden_layers)
             ]
         )
@@ -514,9 +479,16 @@ class SparseJEPAGrouping(nn.Module):
     ) -> SparseJEPAPredictorOutput:
         """(..., D_p), or (..., D) in front of the predictor -> predictor output with (..., D); `latent_noise` (..., K)
         is ε, drawn here if not given."""
-        mean = self.latent_mean(hidden_states)
+        mean = latents = self.latent_mean(hidden_states)
         log_variance = self.latent_log_variance(hidden_states) if self.latent_log_variance is not None else None
-        latents = self._sample(mean, log_variance, latent_noise)
+        if log_variance is not None and self.training:
+            if latent_noise is not None and latent_noise.shape != mean.shape:
+                raise ValueError(
+                    f"latent_noise has the shape {tuple(latent_noise.shape)}; expected that of the latents, "
+                    f"{tuple(mean.shape)}."
+                )
+            noise = torch.randn_like(mean) if latent_noise is None else latent_noise.to(mean.dtype)
+            latents = mean + noise * (0.5 * log_variance).exp()
         groups, size, count = self.group_weight.shape
         inputs = F.linear(latents.flatten(0, -2), self.group_weight.view(groups * size, count))
         inputs = inputs.view(-1, groups, size).transpose(0, 1)  # (G, tokens, p)
@@ -526,30 +498,29 @@ class SparseJEPAGrouping(nn.Module):
         activations = inputs.transpose(0, 1).unflatten(0, mean.shape[:-1]) if output_group_activations else None
         return SparseJEPAPredictorOutput(prediction, mean, log_variance, activations)
 
-    def _sample(self, mean: Tensor, log_variance: Tensor | None, noise: Tensor | None) -> Tensor:
-        if log_variance is None or not self.training:
-            return mean
-        if noise is not None and noise.shape != mean.shape:
-            raise ValueError(
-                f"latent_noise has the shape {tuple(noise.shape)}; expected that of the latents, {tuple(mean.shape)}."
-            )
-        noise = torch.randn_like(mean) if noise is None else noise.to(mean.dtype)
-        return mean + noise * (0.5 * log_variance).exp()
-
 
 class SparseJEPALinearHead(nn.Module):
-    """Plain I-JEPA's end of the predictor: a linear map from D_p to D."""
+    """A linear map from D_p to D."""
 
     def __init__(self, config: SparseJEPAConfig):
         super().__init__()
         self.projection = nn.Linear(config.predictor_hidden_size, config.hidden_size)
 
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> SparseJEPAPredictorOutput:
-        return SparseJEPAPredictorOutput(self.projection(hidden_states))
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.projection(hidden_states)
 
 
 class SparseJEPAPredictor(nn.Module):
-    """Predictor trunk with the grouping behind or before it (SparseJEPA), or with a linear map alone (I-JEPA)."""
+    """Predictor trunk with the grouping behind it or before it (SparseJEPA), or with a linear map alone (I-JEPA).
+
+    Attributes:
+        trunk: [`SparseJEPATransformerPredictor`] or [`SparseJEPAMLPPredictor`].
+        grouping: [`SparseJEPAGrouping`], or None for I-JEPA.
+        head: [`SparseJEPALinearHead`] where a linear map follows the trunk: for I-JEPA, for groups in front of the
+            trunk, and for a path around the groups behind it; else None.
+    """
+
+    position_embeddings: Tensor
 
     def __init__(self, config: SparseJEPAConfig):
         super().__init__()
@@ -558,10 +529,9 @@ class SparseJEPAPredictor(nn.Module):
         self.trunk = trunk(config)
         positions = sincos_position_embeddings(config.predictor_hidden_size, config.grid_size)
         self.register_buffer("position_embeddings", positions, persistent=False)
-        self.grouping = SparseJEPAGrouping(config) if config.use_grouping else SparseJEPALinearHead(config)
+        self.grouping = SparseJEPAGrouping(config) if config.use_grouping else None
         self.groups_first = config.latent_position == "encoder"
-        # What a linear map adds behind the trunk: everything if the groups come first, else only a path around them.
-        has_head = config.use_grouping and (self.groups_first or config.latent_residual)
+        has_head = not config.use_grouping or self.groups_first or config.latent_residual
         self.head = SparseJEPALinearHead(config) if has_head else None
 
     def forward(
@@ -575,32 +545,28 @@ class SparseJEPAPredictor(nn.Module):
         output_group_activations: bool = False,
         **kwargs: Any,
     ) -> SparseJEPAPredictorOutput:
-        positions = self.position_embeddings
-        if grid_size is not None and grid_size != self.config.grid_size:
+        """h (B, Nc, D), `context_mask` (B, Nc), `target_mask` (B, M, Nt) -> ŝ (B, M, Nt, D) and the latents."""
+        config, positions, head = self.config, self.position_embeddings, cast(SparseJEPALinearHead, self.head)
+        if grid_size is not None and grid_size != config.grid_size:
             positions = sincos_position_embeddings(
-                self.config.predictor_hidden_size, grid_size, self.config.grid_size, device=positions.device
+                config.predictor_hidden_size, grid_size, config.grid_size, positions.device
             )
         options = {"latent_noise": latent_noise, "output_group_activations": output_group_activations}
-        if not self.groups_first:
+        if self.grouping is None:
             hidden_states = self.trunk(hidden_states, context_mask, target_mask, positions, **kwargs)
-            return self.add_residual(hidden_states, self.grouping(hidden_states, **options))
-        grouped = self.add_residual(hidden_states, self.grouping(hidden_states, **options))
-        hidden_states = self.trunk(grouped.last_hidden_state, context_mask, target_mask, positions, **kwargs)
-        grouped.last_hidden_state = self.head(hidden_states).last_hidden_state
-        return grouped
-
-    def add_residual(self, hidden_states: Tensor, grouped: SparseJEPAPredictorOutput) -> SparseJEPAPredictorOutput:
-        """With `latent_residual`, adds the path around the groups to what they generate."""
-        if self.config.latent_residual:
-            path = hidden_states if self.groups_first else self.head(hidden_states).last_hidden_state
-            grouped.last_hidden_state = grouped.last_hidden_state + path
-        return grouped
-
-
-def _xavier_bounds(weight: Tensor) -> tuple[float, float]:
-    """Range of Glorot & Bengio's uniform initialisation of a weight (fan_out, fan_in)."""
-    bound = (6.0 / (weight.shape[0] + weight.shape[1])) ** 0.5
-    return -bound, bound
+            return SparseJEPAPredictorOutput(head(hidden_states))
+        if self.groups_first:
+            output = self.grouping(hidden_states, **options)
+            if config.latent_residual:
+                output.last_hidden_state = output.last_hidden_state + hidden_states
+            hidden_states = self.trunk(output.last_hidden_state, context_mask, target_mask, positions, **kwargs)
+            output.last_hidden_state = head(hidden_states)
+            return output
+        hidden_states = self.trunk(hidden_states, context_mask, target_mask, positions, **kwargs)
+        output = self.grouping(hidden_states, **options)
+        if config.latent_residual:
+            output.last_hidden_state = output.last_hidden_state + head(hidden_states)
+        return output
 
 
 class SparseJEPAPreTrainedModel(PreTrainedModel):
@@ -611,7 +577,7 @@ class SparseJEPAPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ["SparseJEPAEmbeddings", "SparseJEPALayer", "SparseJEPAPredictorLayer"]
+    _no_split_modules = ["SparseJEPAEmbeddings", "SparseJEPALayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -624,57 +590,49 @@ class SparseJEPAPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
-            self._init_linear(module.weight)
-            if module.bias is not None:
-                init.zeros_(module.bias)
+        if isinstance(module, nn.Linear) and self.config.initializer_range is not None:
+            init.trunc_normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+        elif isinstance(module, (nn.Linear, nn.Conv2d)):
+            # Xavier-uniform. The convolution is the patch projection, told by its type and not by its parent, since
+            # transformers passes over custom modules that own no parameters. It is a linear map of the flattened
+            # patch, at Xavier's scale whatever initializer_range says: content must enter at the positions' scale, or
+            # JEPA learns to predict positions instead of images.
+            fan_out, fan_in = module.weight.flatten(1).shape
+            bound = (6.0 / (fan_out + fan_in)) ** 0.5
+            init.uniform_(module.weight, -bound, bound)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, nn.Conv2d):
-            # The patch projection, not by its parent: transformers passes over custom modules that own no parameters.
-            # As a linear map of the flattened patch, at Xavier's scale whatever initializer_range says: content must
-            # enter at the positions' scale, or JEPA learns to predict positions instead of images.
-            init.uniform_(module.weight, *_xavier_bounds(module.weight.flatten(1)))
-            init.zeros_(module.bias)
-        elif isinstance(module, SparseJEPAEmbeddings):
-            positions = sincos_position_embeddings(self.config.hidden_size, self.config.grid_size)
-            init.copy_(module.position_embeddings, positions)
-        elif isinstance(module, SparseJEPAPredictor):
-            positions = sincos_position_embeddings(self.config.predictor_hidden_size, self.config.grid_size)
-            init.copy_(module.position_embeddings, positions)
+        elif isinstance(module, (SparseJEPAEmbeddings, SparseJEPAPredictor)):
+            width = module.position_embeddings.shape[1]
+            init.copy_(module.position_embeddings, sincos_position_embeddings(width, self.config.grid_size))
         elif isinstance(module, SparseJEPATransformerPredictor):
             init.trunc_normal_(module.mask_token, mean=0.0, std=0.02)
         elif isinstance(module, SparseJEPAGrouping):
-            self._init_grouping(module)
+            # Every latent begins in one group, about K/G latents per group, and joins others where the loss asks for
+            # it. From a dense start the group lasso drops latents from all groups at once; the rest stay in every one.
+            groups, _, latents = module.group_weight.shape
+            home = torch.arange(latents, device=module.group_weight.device) % groups
+            own = F.one_hot(home, groups).T[:, None]
+            # So that u_g has the scale of z.
+            scale = own * own.sum(dim=2, keepdim=True).clamp_min(1) ** -0.5
+            init.normal_(module.group_weight, mean=0.0, std=1.0)
+            init.copy_(module.group_weight, module.group_weight * scale)
+            for weight in (module.generator_in_weight, module.generator_out_weight):
+                init.normal_(weight, mean=0.0, std=(2.0 / (weight.shape[1] + weight.shape[2])) ** 0.5)
+            init.zeros_(module.generator_in_bias)
+            init.zeros_(module.generator_out_bias)
+            if module.latent_log_variance is not None:
+                # Starts with σ = e⁻¹: noise below the signal, and a KL that is finite and has somewhere to go.
+                init.zeros_(module.latent_log_variance.weight)
+                init.constant_(module.latent_log_variance.bias, -2.0)
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.LayerNorm)) and module.bias is not None:
+            init.zeros_(module.bias)
 
-    def _init_linear(self, weight: Tensor) -> None:
-        if self.config.initializer_range is None:
-            init.uniform_(weight, *_xavier_bounds(weight))
-        else:
-            init.trunc_normal_(weight, mean=0.0, std=self.config.initializer_range)
-
-    def _init_grouping(self, grouping: SparseJEPAGrouping) -> None:
-        # Every latent begins in one group, about K/G latents per group, and joins others where the loss asks for it.
-        # From a dense start the group lasso drops latents from all groups at once; the rest stay in every group.
-        groups, _, latents = grouping.group_weight.shape
-        home = torch.arange(latents, device=grouping.group_weight.device) % groups
-        own = F.one_hot(home, groups).T[:, None]
-        # So that u_g has the scale of z.
-        scale = own * own.sum(dim=2, keepdim=True).clamp_min(1) ** -0.5
-        init.normal_(grouping.group_weight, mean=0.0, std=1.0)
-        init.copy_(grouping.group_weight, grouping.group_weight * scale)
-        for weight in (grouping.generator_in_weight, grouping.generator_out_weight):
-            init.normal_(weight, mean=0.0, std=(2.0 / (weight.shape[1] + weight.shape[2])) ** 0.5)
-        init.zeros_(grouping.generator_in_bias)
-        init.zeros_(grouping.generator_out_bias)
-        if grouping.latent_log_variance is not None:
-            # Starts with σ = e⁻¹: noise below the signal, and a KL that is finite and has somewhere to go.
-            init.zeros_(grouping.latent_log_variance.weight)
-            init.constant_(grouping.latent_log_variance.bias, -2.0)
+    def get_input_embeddings(self) -> nn.Module:
+        return self.base_model.target_encoder.embeddings.patch_embeddings
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any):
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """As in transformers. Loading makes every parameter trainable; the target encoder is frozen again here."""
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -683,7 +641,7 @@ class SparseJEPAPreTrainedModel(PreTrainedModel):
                 module.target_encoder.requires_grad_(False)
         return loaded
 
-    def save_pretrained(self, save_directory, *args: Any, **kwargs: Any):
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; the checkpoint also carries its code, under every class that can load it."""
         if self._auto_class is not None:
             self.config.auto_map = dict(AUTO_MAP)
@@ -707,6 +665,8 @@ class SparseJEPAModel(SparseJEPAPreTrainedModel):
     context encoder.
     """
 
+    _auto_class = "AutoModel"
+
     def __init__(self, config: SparseJEPAConfig):
         super().__init__(config)
         self.context_encoder = SparseJEPAEncoder(config)
@@ -727,9 +687,6 @@ class SparseJEPAModel(SparseJEPAPreTrainedModel):
         super().train(mode)
         self.target_encoder.eval()
         return self
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.target_encoder.embeddings.patch_embeddings
 
     @can_return_tuple
     @capture_outputs(tie_last_hidden_states=False)
@@ -764,17 +721,30 @@ class SparseJEPAModel(SparseJEPAPreTrainedModel):
             raise ValueError(
                 f"{given} is given but {missing} is not; the predictor needs both. Pass both, or skip_predictor=True."
             )
-        self._check_masks(pixel_values, context_mask, target_mask)
-        predicting = target_mask is not None
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not predicting):
+        for name, mask, ndim, shape in (
+            ("context_mask", context_mask, 2, "(batch, context patches)"),
+            ("target_mask", target_mask, 3, "(batch, blocks, patches of a block)"),
+        ):
+            if mask is None:
+                continue
+            if mask.ndim != ndim or mask.shape[0] != pixel_values.shape[0] or mask.dtype not in _INDEX_TYPES:
+                raise ValueError(
+                    f"{name} has the shape {tuple(mask.shape)} and type {mask.dtype} for a batch of "
+                    f"{pixel_values.shape[0]}; expected integer patch indices of shape {shape}, as "
+                    "MultiBlockMaskSampler returns them."
+                )
+        targets, context, prediction = None, None, None
+        with torch.set_grad_enabled(torch.is_grad_enabled() and target_mask is None):
             hidden_states = self.target_encoder(
                 pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
             )
-            targets = self._targets(hidden_states, target_mask) if predicting else None
-        context, prediction = None, None
+            if target_mask is not None:
+                targets = gather_tokens(hidden_states, target_mask).float()
+                if self.config.target_normalization == "layer_norm":
+                    targets = F.layer_norm(targets, targets.shape[-1:], eps=self.config.layer_norm_eps)
         if context_mask is not None:
             context = self.context_encoder(pixel_values, context_mask, interpolate_pos_encoding, **kwargs)
-            if predicting and not skip_predictor:
+            if target_mask is not None and not skip_predictor:
                 patch = self.config.patch_sides
                 prediction = self.predictor(
                     context,
@@ -797,69 +767,52 @@ class SparseJEPAModel(SparseJEPAPreTrainedModel):
         """Latents μ (B, N, K) and the groups' inputs u (B, N, G, p), u_g = W⁽ᵍ⁾μ, of every patch, without noise.
 
         Behind the predictor a patch's latents are a prediction, so each quadrant of the image is predicted from the
-        other three, as a target block from its context. In front of it they are read off the target encoder's output.
+        other three, as a target block from its context. (In an odd grid the lower and right quadrants are larger.) In
+        front of the predictor, the latents are read off the target encoder's output.
 
         Raises:
             ValueError: if the model has no grouping, or its grid is a single row or column.
         """
-        if not self.config.use_grouping:
+        predictor, num_latents = self.predictor, self.config.num_latents
+        if predictor.grouping is None:
             raise ValueError(
                 "This model has use_grouping=False (I-JEPA), so it has no latents; load a SparseJEPA model."
             )
-        if self.config.latent_position == "encoder":
+        if predictor.groups_first:
             hidden_states = self.target_encoder(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
-            output = self._noiseless(self.predictor.grouping, hidden_states, hidden_states.shape[:-1])
+            noise = hidden_states.new_zeros(*hidden_states.shape[:-1], num_latents)
+            output = predictor.grouping(hidden_states, noise, output_group_activations=True)
             return output.latent_mean, output.group_activations
-        patch_height, patch_width = self.config.patch_sides
-        grid = (pixel_values.shape[2] // patch_height, pixel_values.shape[3] // patch_width)
-        parts = [
-            self._latents_of(pixel_values, quadrant, grid, interpolate_pos_encoding)
-            for quadrant in _quadrants(grid, pixel_values.device)
+        patch = self.config.patch_sides
+        rows, columns = pixel_values.shape[2] // patch[0], pixel_values.shape[3] // patch[1]
+        if min(rows, columns) < 2:
+            raise ValueError(
+                f"The grid has {rows}x{columns} patches; expected at least 2x2, to predict parts of the image."
+            )
+        index = torch.arange(rows * columns, device=pixel_values.device).view(rows, columns)
+        quadrants = [
+            quadrant.flatten()
+            for half in index.tensor_split([rows // 2], dim=0)
+            for quadrant in half.tensor_split([columns // 2], dim=1)
         ]
-        order = torch.cat(_quadrants(grid, pixel_values.device)).argsort()
-        return tuple(torch.cat(states, dim=1)[:, order] for states in zip(*parts, strict=True))
-
-    def _latents_of(
-        self, pixel_values: Tensor, patches: Tensor, grid: tuple[int, int], interpolate_pos_encoding: bool
-    ) -> tuple[Tensor, Tensor]:
-        """μ and u of `patches` (n,), predicted from all others: (B, n, K), (B, n, G, p)."""
-        batch = pixel_values.shape[0]
-        is_target = torch.zeros(grid[0] * grid[1], dtype=torch.bool, device=patches.device)
-        is_target[patches] = True
-        # A stable sort instead of nonzero(): sizes are known without asking the device.
-        context = is_target.int().argsort(stable=True)[: len(is_target) - len(patches)].expand(batch, -1)
-        hidden_states = self.context_encoder(pixel_values, context, interpolate_pos_encoding)
-        targets = patches.expand(batch, 1, -1)
-        output = self._noiseless(self.predictor, hidden_states, targets.shape, context, targets, grid_size=grid)
-        return output.latent_mean.squeeze(1), output.group_activations.squeeze(1)
-
-    def _noiseless(
-        self, module: nn.Module, hidden_states: Tensor, token_shape: torch.Size, *args: Any, **kwargs: Any
-    ) -> SparseJEPAPredictorOutput:
-        noise = hidden_states.new_zeros(*token_shape, self.config.num_latents)
-        return module(hidden_states, *args, latent_noise=noise, output_group_activations=True, **kwargs)
-
-    def _targets(self, hidden_states: Tensor, target_mask: Tensor) -> Tensor:
-        """s = LN(E_θ̄(x)), without affine, at the target patches: (B, M, Nt, D) float32."""
-        targets = gather_tokens(hidden_states, target_mask).float()
-        if self.config.target_normalization == "layer_norm":
-            targets = F.layer_norm(targets, targets.shape[-1:], eps=self.config.layer_norm_eps)
-        return targets
-
-    @staticmethod
-    def _check_masks(pixel_values: Tensor, context_mask: Tensor | None, target_mask: Tensor | None) -> None:
-        for name, mask, ndim, shape in (
-            ("context_mask", context_mask, 2, "(batch, context patches)"),
-            ("target_mask", target_mask, 3, "(batch, blocks, patches of a block)"),
-        ):
-            if mask is None:
-                continue
-            if mask.ndim != ndim or mask.shape[0] != pixel_values.shape[0] or mask.dtype not in _INDEX_TYPES:
-                raise ValueError(
-                    f"{name} has the shape {tuple(mask.shape)} and type {mask.dtype} for a batch of "
-                    f"{pixel_values.shape[0]}; expected integer patch indices of shape {shape}, as "
-                    "MultiBlockMaskSampler returns them."
-                )
+        means, activations = [], []
+        for place, quadrant in enumerate(quadrants):
+            others = torch.cat(quadrants[:place] + quadrants[place + 1 :]).sort().values
+            context_mask = others.expand(len(pixel_values), -1)
+            target_mask = quadrant.expand(len(pixel_values), 1, -1)
+            hidden_states = self.context_encoder(pixel_values, context_mask, interpolate_pos_encoding)
+            output = predictor(
+                hidden_states,
+                context_mask,
+                target_mask,
+                grid_size=(rows, columns),
+                latent_noise=hidden_states.new_zeros(*target_mask.shape, num_latents),
+                output_group_activations=True,
+            )
+            means.append(output.latent_mean.squeeze(1))
+            activations.append(output.group_activations.squeeze(1))
+        order = torch.cat(quadrants).argsort()
+        return torch.cat(means, dim=1)[:, order], torch.cat(activations, dim=1)[:, order]
 
 
 class SparseJEPAForPreTraining(SparseJEPAPreTrainedModel):
@@ -868,6 +821,8 @@ class SparseJEPAForPreTraining(SparseJEPAPreTrainedModel):
     # The loss is a mean over the batch, so the Trainer must divide it by the accumulation steps itself.
     accepts_loss_kwargs = False
 
+    _auto_class = "AutoModelForPreTraining"
+
     def __init__(self, config: SparseJEPAConfig):
         super().__init__(config)
         self.sparsejepa = SparseJEPAModel(config)
@@ -875,11 +830,9 @@ class SparseJEPAForPreTraining(SparseJEPAPreTrainedModel):
 
     @property
     def group_weight(self) -> nn.Parameter | None:
-        """W (G, p, K), or None without grouping."""
-        return self.sparsejepa.predictor.grouping.group_weight if self.config.use_grouping else None
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.sparsejepa.get_input_embeddings()
+        """W (G, p, K), or None without grouping (I-JEPA)."""
+        grouping = self.sparsejepa.predictor.grouping
+        return None if grouping is None else grouping.group_weight
 
     @can_return_tuple
     def forward(
@@ -919,43 +872,34 @@ class SparseJEPAForPreTraining(SparseJEPAPreTrainedModel):
             output_group_activations=output_group_activations,
             **kwargs,
         )
-        parts = self._loss(outputs, kl_weight, sparsity_weight) if return_loss else {}
+        config, predicted = self.config, outputs.predictor_output
+        loss = prediction_loss = kl_loss = sparsity_loss = None
+        if return_loss:
+            distance = F.smooth_l1_loss if config.loss_type == "smooth_l1" else F.mse_loss
+            loss = prediction_loss = distance(predicted.last_hidden_state.float(), outputs.target_hidden_state)
+            kl_loss = sparsity_loss = prediction_loss.new_zeros(())
+            if predicted.latent_log_variance is not None:
+                kl_loss = kl_divergence(predicted.latent_mean, predicted.latent_log_variance)
+                loss = loss + (config.kl_weight if kl_weight is None else kl_weight) * kl_loss
+            if self.group_weight is not None:
+                penalised = config.sparsity_mode == "penalty"
+                with torch.set_grad_enabled(torch.is_grad_enabled() and penalised):
+                    sparsity_loss = group_lasso(self.group_weight)
+                if penalised:
+                    weight = config.sparsity_weight if sparsity_weight is None else sparsity_weight
+                    loss = loss + weight * sparsity_loss
         return SparseJEPAForPreTrainingOutput(
-            **parts,
+            loss=loss,
+            prediction_loss=prediction_loss,
+            kl_loss=kl_loss,
+            sparsity_loss=sparsity_loss,
             last_hidden_state=outputs.last_hidden_state,
             pooler_output=outputs.pooler_output,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             target_hidden_state=outputs.target_hidden_state,
-            predictor_output=outputs.predictor_output,
+            predictor_output=predicted,
         )
-
-    def _loss(
-        self,
-        outputs: SparseJEPAModelOutput,
-        kl_weight: float | Tensor | None,
-        sparsity_weight: float | Tensor | None,
-    ) -> dict[str, Tensor]:
-        config, predicted = self.config, outputs.predictor_output
-        distance = F.smooth_l1_loss if config.loss_type == "smooth_l1" else F.mse_loss
-        prediction_loss = distance(predicted.last_hidden_state.float(), outputs.target_hidden_state)
-        kl_loss = sparsity_loss = prediction_loss.new_zeros(())
-        loss = prediction_loss
-        if predicted.latent_log_variance is not None:
-            kl_loss = kl_divergence(predicted.latent_mean, predicted.latent_log_variance)
-            loss = loss + (config.kl_weight if kl_weight is None else kl_weight) * kl_loss
-        if config.use_grouping:
-            penalised = config.sparsity_mode == "penalty"
-            with torch.set_grad_enabled(torch.is_grad_enabled() and penalised):
-                sparsity_loss = group_lasso(self.sparsejepa.predictor.grouping.group_weight)
-            if penalised:
-                loss = loss + (config.sparsity_weight if sparsity_weight is None else sparsity_weight) * sparsity_loss
-        return {
-            "loss": loss,
-            "prediction_loss": prediction_loss,
-            "kl_loss": kl_loss,
-            "sparsity_loss": sparsity_loss,
-        }
 
 
 class SparseJEPAVisionModel(SparseJEPAPreTrainedModel):
@@ -967,9 +911,6 @@ class SparseJEPAVisionModel(SparseJEPAPreTrainedModel):
         super().__init__(config)
         self.target_encoder = SparseJEPAEncoder(config)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.target_encoder.embeddings.patch_embeddings
 
     @can_return_tuple
     @capture_outputs(tie_last_hidden_states=False)
@@ -989,15 +930,14 @@ class SparseJEPAForImageClassification(SparseJEPAPreTrainedModel):
 
     _keys_to_ignore_on_load_unexpected = SparseJEPAVisionModel._keys_to_ignore_on_load_unexpected
 
+    _auto_class = "AutoModelForImageClassification"
+
     def __init__(self, config: SparseJEPAConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.sparsejepa = SparseJEPAVisionModel(config)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.sparsejepa.get_input_embeddings()
 
     @can_return_tuple
     def forward(

@@ -14,7 +14,7 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Subset, default_collate
 
 from sparsejepa_hf.data import (
     ImageDataset,
@@ -181,6 +181,18 @@ def test_collate():
     assert batch["pixel_values"].shape == (3, 3, 4, 4) and batch["pixel_values"].dtype == torch.uint8
     assert batch["labels"].tolist() == [1, 0, 3] and batch["labels"].dtype == torch.int64
     assert set(collate_images([ImageDataset(table(2, labels=False), 4)[0]])) == {"pixel_values"}
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_batch_is_taken_whole_and_is_a_sequence_of_examples_to_other_collators(cache):
+    data = ImageDataset(table(9), 4, cache=cache)
+    batch = data.__getitems__([8, 0, 3])
+    taken = collate_images(batch)
+    assert taken["pixel_values"] is batch.pixel_values and taken["labels"] is batch.labels
+    for collate in (default_collate, lambda examples: collate_images(list(examples))):
+        for name, values in collate(batch).items():
+            assert torch.equal(values, taken[name])
+    assert levels_of(batch[1:]) == [0, 3] and levels_of(batch) == [8, 0, 3] and batch[-1]["labels"] == 3
 
 
 @pytest.mark.parametrize("cache", [True, False])

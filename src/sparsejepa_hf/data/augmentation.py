@@ -18,7 +18,7 @@ _FLIP, _TOP, _LEFT, _AREA, _RATIO, _BRIGHTNESS, _CONTRAST, _SATURATION = range(8
 _NUM_DRAWS = 8
 # float32 adds integers exactly below 2**24, here 256 x 256 pixels of at most 255.
 _EXACT_SUM_PIXELS = 2**16
-# Likewise a row of pixels in 256ths: 256 x 255 x 256 is below 2**24.
+# The same holds for a row of 256 pixels in 256ths: 256 x 255 x 256 is below 2**24.
 _EXACT_SUM_COLUMNS = 256
 
 
@@ -80,6 +80,9 @@ class BatchAugmentation(nn.Module):
         ValueError: an argument is out of its range.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         image_size: int,
@@ -131,7 +134,18 @@ class BatchAugmentation(nn.Module):
             TypeError: the pixels are not uint8.
             ValueError: the shapes do not fit each other, or not `image_size` where the crop needs that.
         """
-        self._check(pixel_values, keys)
+        shape = tuple(pixel_values.shape)
+        if pixel_values.dtype != torch.uint8:
+            raise TypeError(f"pixel_values has type {pixel_values.dtype}; expected uint8.")
+        if len(shape) != 4 or shape[1] != 3 or keys.shape != shape[:1]:
+            raise ValueError(
+                f"pixel_values has shape {shape} and keys {tuple(keys.shape)}; expected (B, 3, H, W) and (B,)."
+            )
+        if self.crop != "resized" and shape[2:] != (self.image_size, self.image_size):
+            raise ValueError(
+                f"pixel_values has {shape[2]} x {shape[3]} pixels; crop={self.crop!r} expects {self.image_size} x "
+                f"{self.image_size}. Load the images at that size, or use crop='resized'."
+            )
         if self.mean.device != pixel_values.device:
             self.to(pixel_values.device)
         draws = uniform(keys.to(pixel_values.device), _NUM_DRAWS)
@@ -145,20 +159,6 @@ class BatchAugmentation(nn.Module):
         if not self.color_jitter:
             return _normalize_(pixels, self.mean, self.std, 255.0)
         return _normalize_(self._jitter_(pixels, draws, is_exact), self.mean, self.std, 1.0)
-
-    def _check(self, pixel_values: Tensor, keys: Tensor) -> None:
-        shape = tuple(pixel_values.shape)
-        if pixel_values.dtype != torch.uint8:
-            raise TypeError(f"pixel_values has type {pixel_values.dtype}; expected uint8.")
-        if len(shape) != 4 or shape[1] != 3 or keys.shape != shape[:1]:
-            raise ValueError(
-                f"pixel_values has shape {shape} and keys {tuple(keys.shape)}; expected (B, 3, H, W) and (B,)."
-            )
-        if self.crop != "resized" and shape[2:] != (self.image_size, self.image_size):
-            raise ValueError(
-                f"pixel_values has {shape[2]} x {shape[3]} pixels; crop={self.crop!r} expects {self.image_size} x "
-                f"{self.image_size}. Load the images at that size, or use crop='resized'."
-            )
 
     def _shifted_crop(self, pixels: Tensor, draws: Tensor, flip: Tensor) -> Tensor:
         size, padding = self.image_size, self.crop_padding if self.crop == "pad" else 0

@@ -31,6 +31,31 @@ class TooManyBadImagesError(ValueError):
     """More images than allowed could not be decoded."""
 
 
+class ImageBatch(Sequence[Example]):
+    """B examples that lie in one tensor: [`collate_images`] takes it whole, any other collator sees examples.
+
+    Args:
+        pixel_values: uint8 (B, 3, S, S).
+        labels: int64 (B,), or None without labels.
+    """
+
+    def __init__(self, pixel_values: Tensor, labels: Tensor | None) -> None:
+        self.pixel_values = pixel_values
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.pixel_values)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return ImageBatch(self.pixel_values[index], None if self.labels is None else self.labels[index])
+        # Past the end, the tensor's IndexError ends an iteration.
+        example: Example = {"pixel_values": self.pixel_values[index]}
+        if self.labels is not None:
+            example["labels"] = int(self.labels[index])
+        return example
+
+
 class ImageDataset(torch.utils.data.Dataset):
     """Images of a `datasets.Dataset` as uint8 tensors, decoded once into memory or each time they are asked for.
 
@@ -74,7 +99,11 @@ class ImageDataset(torch.utils.data.Dataset):
         self.pixel_values: Tensor | None = None
         self.labels: Tensor | None = None
         self.source_indices: Tensor | None = None
-        if _wants_cache(cache, len(dataset) * 3 * image_size**2):
+        if cache not in (True, False, "auto"):
+            raise ValueError(f"cache is {cache!r}; expected True, False or 'auto'.")
+        if cache == "auto":
+            cache = len(dataset) * 3 * image_size**2 <= CACHE_LIMIT_BYTES
+        if cache:
             self._fill_cache(num_threads or min(4, os.cpu_count() or 1))
 
     def __len__(self) -> int:
@@ -89,37 +118,32 @@ class ImageDataset(torch.utils.data.Dataset):
         """One example: `pixel_values`, uint8 (3, image_size, image_size), and `labels`, int, if there are labels."""
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-        """The examples at `indices`, in that order."""
-        indices = [self._checked(index) for index in indices]
+    def __getitems__(self, indices: Sequence[int]) -> ImageBatch:
+        """The examples at `indices`, in that order, in one tensor."""
+        count = len(self)
+        for index in indices:
+            if not -count <= index < count:
+                raise IndexError(f"The index given is {index}; expected at least {-count} and below {count}.")
+        indices = [int(index) % count for index in indices]
         if self.pixel_values is not None:
-            labels = None if self.labels is None else self.labels[indices].tolist()
-            return _examples(self.pixel_values[indices], labels)
+            return ImageBatch(self.pixel_values[indices], None if self.labels is None else self.labels[indices])
         rows = self._source[indices]
-        # One array for all: small arrays of their own cost 5 % of the time of a 32-pixel image.
         pixels = np.empty((len(indices), 3, self.image_size, self.image_size), dtype=np.uint8)
-        labels = []
-        given_labels = rows["label"] if self.has_labels else [None] * len(indices)
-        for place, row in enumerate(zip(indices, rows["image"], given_labels, strict=True)):
-            pixels[place], label = self._decode_or_next(*row)
-            labels.append(label)
-        return _examples(torch.from_numpy(pixels), labels if self.has_labels else None)
-
-    def _checked(self, index: int) -> int:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"The index given is {index}; expected at least {-len(self)} and below {len(self)}.")
-        return int(index) % len(self)
-
-    def _decode_or_next(self, index: int, image: Any, label: int | None) -> tuple[np.ndarray, int]:
-        for offset in range(1, len(self) + 1):
-            decoded = decode_to_square(image, self.image_size)
-            self._tally.count(decoded, (index + offset - 1) % len(self))
-            self._tally.check(_MIN_SEEN)
-            if not isinstance(decoded, UndecodableImageError):
-                return decoded, _int_label(label)
-            row = self._source[(index + offset) % len(self)]
-            image, label = row["image"], row.get("label")
-        raise TooManyBadImagesError(self._tally.summary())
+        labels = rows["label"] if self.has_labels else [None] * len(indices)
+        for place, (index, image) in enumerate(zip(indices, rows["image"], strict=True)):
+            # The image itself or, where it cannot be decoded, the next one that can be.
+            for offset in range(1, count + 1):
+                decoded = decode_to_square(image, self.image_size)
+                if not isinstance(decoded, UndecodableImageError):
+                    self._tally.count(1, [])
+                    pixels[place] = decoded
+                    break
+                self._tally.count(1, [((index + offset - 1) % count, decoded)])
+                row = self._source[(index + offset) % count]
+                image, labels[place] = row["image"], row.get("label")
+            else:
+                raise TooManyBadImagesError(self._tally.summary())
+        return ImageBatch(torch.from_numpy(pixels), _label_tensor(labels) if self.has_labels else None)
 
     def _fill_cache(self, num_threads: int) -> None:
         count, size = len(self._source), self.image_size
@@ -138,7 +162,7 @@ class ImageDataset(torch.utils.data.Dataset):
                 else:
                     pixels[row] = decoded
             if self.has_labels:
-                labels[start : start + len(table)] = [_int_label(x) for x in table.column("label").to_pylist()]
+                labels[start : start + len(table)] = _label_tensor(table.column("label").to_pylist())
             return failures
 
         starts = range(0, count, _CHUNK)
@@ -147,15 +171,14 @@ class ImageDataset(torch.utils.data.Dataset):
                 for start, failures in zip(starts, pool.map(decode_chunk, starts), strict=True):
                     done = min(_CHUNK, count - start)
                     good[[row for row, _ in failures]] = False
-                    self._tally.count_many(done, failures)
-                    self._tally.check(_MIN_SEEN)
+                    self._tally.count(done, failures)
                     bar.update(done)
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
-        self._tally.check(0)
+        self._tally.check(min_seen=0)
         if self._tally.bad > 1:
-            self._tally._warn(f"{self._tally.bad} of {count} images could not be decoded and were left out.")
+            self._tally.warn(f"{self._tally.bad} of {count} images could not be decoded and were left out.")
         self.source_indices = torch.from_numpy(np.flatnonzero(good))
         self.pixel_values = torch.from_numpy(pixels if good.all() else pixels[good])
         self.labels = torch.from_numpy(labels[good]) if self.has_labels else None
@@ -219,26 +242,25 @@ class StreamingImageDataset(torch.utils.data.IterableDataset):
         self._source.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[Example]:
-        if not self.repeat:
-            yield from self._one_pass()
-            return
         for epoch in itertools.count():
-            self._source.set_epoch(epoch)
+            if self.repeat:
+                self._source.set_epoch(epoch)
             is_empty = True
-            for example in self._one_pass():
+            # `datasets` splits its shards among the DataLoader's workers by itself.
+            for position, row in enumerate(self._source):
+                decoded = decode_to_square(row["image"], self.image_size)
+                if isinstance(decoded, UndecodableImageError):
+                    self._tally.count(1, [(position, decoded)])
+                    continue
+                self._tally.count(1, [])
                 is_empty = False
+                example: Example = {"pixel_values": torch.from_numpy(decoded)}
+                if self.has_labels:
+                    label = row.get("label")
+                    example["labels"] = _MISSING_LABEL if label is None else int(label)
                 yield example
-            if is_empty:
+            if is_empty or not self.repeat:
                 return
-
-    def _one_pass(self) -> Iterator[Example]:
-        # `datasets` splits its shards among the DataLoader's workers by itself.
-        for position, row in enumerate(self._source):
-            decoded = decode_to_square(row["image"], self.image_size)
-            self._tally.count(decoded, position)
-            self._tally.check(_MIN_SEEN)
-            if not isinstance(decoded, UndecodableImageError):
-                yield _example(decoded, row.get("label"), self.has_labels)
 
 
 def build_image_dataset(
@@ -300,8 +322,11 @@ class ResidentImages(torch.utils.data.Dataset):
         return self._pixel_values.index_select(0, places)
 
 
-def collate_images(examples: Sequence[Example]) -> dict[str, Tensor]:
-    """Stacks B examples into `pixel_values`, uint8 (B, 3, S, S), and, if they have labels, `labels`, int64 (B,)."""
+def collate_images(examples: ImageBatch | Sequence[Example]) -> dict[str, Tensor]:
+    """A batch of B examples: `pixel_values`, uint8 (B, 3, S, S), and, if they have labels, `labels`, int64 (B,)."""
+    if isinstance(examples, ImageBatch):
+        batch = {"pixel_values": examples.pixel_values}
+        return batch if examples.labels is None else {**batch, "labels": examples.labels}
     batch = {"pixel_values": torch.stack([example["pixel_values"] for example in examples])}
     if "labels" in examples[0]:
         batch["labels"] = torch.tensor([example["labels"] for example in examples], dtype=torch.int64)
@@ -319,26 +344,25 @@ class _Tally:
         self.bad = 0
         self.failures: list[str] = []
 
-    def count(self, decoded: np.ndarray | UndecodableImageError, index: int) -> None:
-        self.count_many(1, [(index, decoded)] if isinstance(decoded, UndecodableImageError) else [])
-
-    def count_many(self, seen: int, failures: Sequence[tuple[int, UndecodableImageError]]) -> None:
+    def count(self, seen: int, failures: Sequence[tuple[int, UndecodableImageError]]) -> None:
+        """Counts `seen` images, of which `failures`, (index, error), are bad; raises as soon as too many are."""
         before = self.bad
         self.seen += seen
         self.bad += len(failures)
-        self.failures += [f"image {index}: {error}" for index, error in failures][
-            : _SHOWN_FAILURES - len(self.failures)
-        ]
+        room = _SHOWN_FAILURES - len(self.failures)
+        self.failures += [f"image {index}: {error}" for index, error in failures][:room]
         if failures and not before:
-            self._warn(f"Undecodable images are skipped; the first is {self.failures[0]}")
+            self.warn(f"Undecodable images are skipped; the first is {self.failures[0]}")
         elif len(str(self.bad)) > len(str(before)):
-            self._warn(f"{self.bad} of {self.seen} images could not be decoded and were skipped so far.")
+            self.warn(f"{self.bad} of {self.seen} images could not be decoded and were skipped so far.")
+        self.check(_MIN_SEEN)
 
     @staticmethod
-    def _warn(message: str) -> None:
+    def warn(message: str) -> None:
         warnings.warn(message, stacklevel=4)
 
     def check(self, min_seen: int) -> None:
+        """Raises a `TooManyBadImagesError` if, of at least `min_seen` images, too many are bad."""
         if self.bad and self.seen >= min_seen and self.bad > self.max_bad_fraction * self.seen:
             raise TooManyBadImagesError(self.summary())
 
@@ -361,12 +385,6 @@ def undecoded(dataset: Any) -> Any:
     return dataset.with_format(None).cast_column("image", datasets.Image(decode=False))
 
 
-def _wants_cache(cache: bool | str, num_bytes: int) -> bool:
-    if cache not in (True, False, "auto"):
-        raise ValueError(f"cache is {cache!r}; expected True, False or 'auto'.")
-    return num_bytes <= CACHE_LIMIT_BYTES if cache == "auto" else bool(cache)
-
-
 def decode_to_square(image: Any, size: int) -> np.ndarray | UndecodableImageError:
     """Pixels uint8 (3, size, size) of an image, or, as a value, why it cannot be decoded."""
     if image is None:
@@ -377,19 +395,5 @@ def decode_to_square(image: Any, size: int) -> np.ndarray | UndecodableImageErro
         return error
 
 
-def _int_label(label: int | None) -> int:
-    return _MISSING_LABEL if label is None else int(label)
-
-
-def _examples(pixels: Tensor, labels: Sequence[int] | None) -> list[Example]:
-    """Example by example what lies in one tensor (N, 3, S, S), without a copy."""
-    if labels is None:
-        return [{"pixel_values": image} for image in pixels.unbind(0)]
-    return [{"pixel_values": image, "labels": label} for image, label in zip(pixels.unbind(0), labels, strict=True)]
-
-
-def _example(pixels: np.ndarray, label: int | None, has_label: bool) -> Example:
-    example: Example = {"pixel_values": torch.from_numpy(pixels)}
-    if has_label:
-        example["labels"] = _int_label(label)
-    return example
+def _label_tensor(labels: Sequence[int | None]) -> Tensor:
+    return torch.tensor([_MISSING_LABEL if label is None else int(label) for label in labels], dtype=torch.int64)

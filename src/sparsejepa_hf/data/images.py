@@ -6,9 +6,9 @@ import os
 import struct
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
-import fsspec
+import fsspec  # type: ignore[import-untyped]
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
@@ -44,7 +44,11 @@ def to_rgb(image: Any) -> Image.Image:
         TypeError: `image` is of a type not listed above.
     """
     try:
-        return _convert(_upright(_open(image)))
+        opened = _open(image)
+        # Most images are upright, and exif_transpose would copy them.
+        if opened.getexif().get(_ORIENTATION_TAG, 1) != 1:
+            opened = ImageOps.exif_transpose(opened)
+        return _convert(opened)
     except UndecodableImageError:
         raise
     except _DECODE_ERRORS as error:
@@ -85,29 +89,21 @@ def _open(image: Any) -> Image.Image:
         if content is None and path is None:
             raise UndecodableImageError("The image given has neither bytes nor a path; expected at least one.")
         image = path if content is None else content
-    if isinstance(image, (bytes, bytearray, memoryview)):
-        return _open_bytes(image)
     if isinstance(image, (str, os.PathLike)):
-        return _open_bytes(_read(os.fspath(image)))
+        path = os.fspath(image)
+        # The file is read as a whole, so a buffer would only cost time.
+        with fsspec.open(path, "rb") if "://" in path else open(path, "rb", buffering=0) as file:
+            image = file.read()
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        # PIL tries its WebP reader late; the exceptions of those before it take half the time of a small image.
+        formats = ("WEBP",) if bytes(image[8:12]) == b"WEBP" else None
+        return Image.open(io.BytesIO(image), formats=formats)
     if isinstance(image, np.ndarray):
         return _from_array(image)
     raise TypeError(
         f"The image given is a {type(image).__name__}; expected a PIL image, bytes, a path, a mapping with bytes "
         "and path, or a numpy array."
     )
-
-
-def _open_bytes(content: bytes) -> Image.Image:
-    # PIL tries its WebP reader late, after raising an exception for each one before: half the time of a small image.
-    formats = ("WEBP",) if bytes(content[8:12]) == b"WEBP" else None
-    return Image.open(io.BytesIO(content), formats=formats)
-
-
-def _read(path: str) -> bytes:
-    # Read as a whole, a buffer would only cost time.
-    opened = fsspec.open(path, "rb") if "://" in path else open(path, "rb", buffering=0)
-    with opened as file:
-        return file.read()
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -124,12 +120,6 @@ def _from_array(array: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    if image.getexif().get(_ORIENTATION_TAG, 1) == 1:
-        return image
-    return ImageOps.exif_transpose(image)
-
-
 def _convert(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         image.load()
@@ -142,26 +132,25 @@ def _convert(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         return Image.fromarray(_to_8_bit(np.asarray(image))).convert("RGB")
     if image.mode == "LAB":
-        return ImageCms.applyTransform(image, _lab_to_srgb())
+        return cast(Image.Image, ImageCms.applyTransform(image, _lab_to_srgb()))
     return image.convert("RGB")
 
 
 def _to_8_bit(values: np.ndarray) -> np.ndarray:
-    # PIL's own conversion clips 16-bit values at 255 instead of scaling them.
-    full = _full_range(values)
+    """Grey levels mapped from their full range onto 0 to 255; PIL would clip 16-bit values at 255 instead."""
+    full = 65535.0
+    if values.dtype != np.uint16:
+        if not np.isfinite(values).all():
+            raise UndecodableImageError(
+                "The image given holds values that are not finite; expected finite grey levels."
+            )
+        highest = values.max()
+        if np.issubdtype(values.dtype, np.floating) and highest <= 255:
+            full = 1.0 if highest <= 1 else 255.0
+        elif highest > 65535:
+            full = float(2**31 - 1)
     scaled = np.clip(values.astype(np.float64), 0, full) * (255.0 / full)
     return np.floor(scaled + 0.5).astype(np.uint8)
-
-
-def _full_range(values: np.ndarray) -> float:
-    if values.dtype == np.uint16:
-        return 65535.0
-    if not np.isfinite(values).all():
-        raise UndecodableImageError("The image given holds values that are not finite; expected finite grey levels.")
-    highest = values.max()
-    if np.issubdtype(values.dtype, np.floating) and highest <= 255:
-        return 1.0 if highest <= 1 else 255.0
-    return 65535.0 if highest <= 65535 else float(2**31 - 1)
 
 
 @lru_cache(maxsize=1)

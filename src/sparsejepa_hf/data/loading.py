@@ -6,14 +6,13 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from datasets import (
     ClassLabel,
     Dataset,
     DatasetDict,
-    Features,
     Image,
     IterableDataset,
     IterableDatasetDict,
@@ -39,7 +38,7 @@ _SHARD_NAME = re.compile(r"(?P<split>\w+(?:[.-]\w+)*?)-\d+-of-\d+")
 _BYTES_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 _LABEL_NAMES = ("label", "labels", "fine_label", "coarse_label", "cls", "count")
 
-AnyDataset = Dataset | IterableDataset
+AnyDataset: TypeAlias = Dataset | IterableDataset
 
 
 def load_image_dataset(
@@ -70,8 +69,8 @@ def load_image_dataset(
         label_column: the column of labels; found by [`find_label_column`] if None.
         streaming: read on the fly instead of preparing the data set on disk. Without `max_examples`, local
             Parquet files are read a row group at a time (by `datasets` before 5.0: a file), which bounds the memory.
-        max_examples: keep so many: a random subset by `seed`, in random order; the first ones when streaming. All
-            where there are fewer.
+        max_examples: how many examples to keep: a random subset by `seed`, in random order, or the first ones when
+            streaming. All if there are fewer.
         seed: seed of the subset, and of the scenes.
         cache_dir: where `datasets` keeps its prepared files; its own default if None.
 
@@ -90,7 +89,14 @@ def load_image_dataset(
     dataset = _load(source, split, name, streaming, max_examples, seed, cache_dir)
     if streaming and isinstance(dataset, Dataset):
         dataset = dataset.to_iterable_dataset()
-    return _limit(_select_columns(dataset, image_column, label_column), max_examples, seed)
+    dataset = _select_columns(dataset, image_column, label_column)
+    if max_examples is None:
+        return dataset
+    if isinstance(dataset, IterableDataset):
+        return dataset.take(max_examples)
+    if max_examples >= len(dataset):
+        return dataset
+    return dataset.select(np.random.default_rng(seed).permutation(len(dataset))[:max_examples])
 
 
 def find_image_column(features: Mapping[str, Any]) -> str:
@@ -104,7 +110,11 @@ def find_image_column(features: Mapping[str, Any]) -> str:
     """
     images = [column for column, feature in features.items() if isinstance(feature, Image)]
     if not images:
-        images = [column for column in features if column.lower() in _BYTES_NAMES and _holds_bytes(features[column])]
+        for column, feature in features.items():
+            content = feature.get("bytes") if isinstance(feature, Mapping) else feature
+            is_bytes = isinstance(content, Value) and content.dtype in ("binary", "large_binary")
+            if column.lower() in _BYTES_NAMES and is_bytes:
+                images.append(column)
     if len(images) == 1:
         return images[0]
     for column in ("image", "img"):
@@ -138,7 +148,10 @@ def _load(
     seed: int,
     cache_dir: str | Path | None,
 ) -> AnyDataset:
-    if name is not None and not _is_hub_source(source):
+    path = Path(source).expanduser() if isinstance(source, (str, Path)) else None
+    is_scenes = str(source) == SYNTHETIC_SCENES
+    is_glob = path is not None and glob.has_magic(str(path))
+    if name is not None and (path is None or is_scenes or is_glob or path.exists()):
         raise ValueError(
             f"name is {name!r}, the configuration of a Hub data set, but the source is "
             f"{source if isinstance(source, str) else type(source).__name__!r}, which has none. Leave name out."
@@ -147,19 +160,18 @@ def _load(
         return source
     if isinstance(source, (DatasetDict, IterableDatasetDict)):
         return source[_pick_split(split, source, "The data set given")]
-    if not isinstance(source, (str, Path)):
+    if path is None:
         raise TypeError(
             f"The source given is a {type(source).__name__}; expected a name, a path or a data set of `datasets`."
         )
-    if str(source) == SYNTHETIC_SCENES:
+    if is_scenes:
         return build_scenes(max_examples or _SYNTHETIC_SIZE, seed=seed, split=_SPLIT_OF_WORD.get(split, split))
     options = {"streaming": streaming, "cache_dir": None if cache_dir is None else str(cache_dir)}
-    path = Path(source).expanduser()
     if path.is_dir():
         dataset = _load_folder(path, split, options)
     elif path.is_file():
         dataset = _load_files([path], path.parent, split, options, is_folder=False)
-    elif glob.has_magic(str(path)):
+    elif is_glob:
         dataset = _load_glob(path, split, options)
     else:
         return _load_from_hub(str(source), split, name, options)
@@ -170,28 +182,19 @@ def _load(
     return dataset
 
 
-def _is_hub_source(source: Any) -> bool:
-    if not isinstance(source, (str, Path)) or str(source) == SYNTHETIC_SCENES:
-        return False
-    return not Path(source).expanduser().exists() and not glob.has_magic(str(source))
-
-
 def _load_folder(folder: Path, split: str, options: dict[str, Any]) -> AnyDataset:
+    saved = folder
     if (folder / "dataset_dict.json").is_file():
         splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
-        return _load_saved(folder / _pick_split(split, splits, f"The saved data set {str(folder)!r}"))
-    if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
-        return _load_saved(folder)
+        saved = folder / _pick_split(split, splits, f"The saved data set {str(folder)!r}")
+    if saved != folder or all((folder / name).is_file() for name in ("state.json", "dataset_info.json")):
+        # `datasets` cannot load a saved set without rows, which has no file of them.
+        if not json.loads((saved / "state.json").read_text(encoding="utf-8"))["_data_files"]:
+            raise ValueError(f"The saved data set {str(saved)!r} is empty; expected at least one example.")
+        return load_from_disk(str(saved))
     inside = (path.relative_to(folder) for path in folder.rglob("*"))
     files = sorted(folder / path for path in inside if not any(part.startswith(".") for part in path.parts))
     return _load_files(files, folder, split, options, is_folder=True)
-
-
-def _load_saved(folder: Path) -> AnyDataset:
-    # `datasets` stumbles over a saved set without rows, which has no file of them.
-    if not json.loads((folder / "state.json").read_text(encoding="utf-8"))["_data_files"]:
-        raise ValueError(f"The saved data set {str(folder)!r} is empty; expected at least one example.")
-    return load_from_disk(str(folder))
 
 
 def _load_glob(pattern: Path, split: str, options: dict[str, Any]) -> AnyDataset:
@@ -203,27 +206,23 @@ def _load_glob(pattern: Path, split: str, options: dict[str, Any]) -> AnyDataset
 
 
 def _load_files(files: list[Path], root: Path, split: str, options: dict[str, Any], is_folder: bool) -> AnyDataset:
-    builder = _builder_of(files, root)
-    by_split = _split_files(files, root, builder, is_folder)
-    base, slicing = _parse_split(split)
-    if not is_folder and len(by_split) == 1:
-        by_split = {base: next(iter(by_split.values()))}
-    chosen = _pick_split(base, by_split, f"{str(root)!r}")
-    return load_dataset(builder, data_files={chosen: by_split[chosen]}, split=f"{chosen}{slicing}", **options)
-
-
-def _builder_of(files: list[Path], root: Path) -> str:
-    found = sorted({_BUILDER_OF_SUFFIX[p.suffix.lower()] for p in files if p.suffix.lower() in _BUILDER_OF_SUFFIX})
-    if not found:
+    kinds = sorted({_BUILDER_OF_SUFFIX[p.suffix.lower()] for p in files if p.suffix.lower() in _BUILDER_OF_SUFFIX})
+    if not kinds:
         raise FileNotFoundError(
             f"No images and no .parquet, .arrow or .tar files were found in {str(root)!r}; expected one of them."
         )
-    if len(found) > 1:
+    if len(kinds) > 1:
         raise ValueError(
-            f"{str(root)!r} mixes files for {' and '.join(found)}; expected one kind. Choose with a glob pattern, "
+            f"{str(root)!r} mixes files for {' and '.join(kinds)}; expected one kind. Choose with a glob pattern, "
             f"for example {str(root / '**/*.parquet')!r}."
         )
-    return found[0]
+    by_split = _split_files(files, root, kinds[0], is_folder)
+    base, bracket, slicing = split.partition("[")
+    if not is_folder and len(by_split) == 1:
+        by_split = {base: next(iter(by_split.values()))}
+    chosen = _pick_split(base, by_split, f"{str(root)!r}")
+    split = f"{chosen}{bracket}{slicing}"
+    return load_dataset(kinds[0], data_files={chosen: by_split[chosen]}, split=split, **options)
 
 
 def _split_files(files: list[Path], root: Path, builder: str, is_folder: bool) -> dict[str, list[str]]:
@@ -265,11 +264,6 @@ def _split_of_data_file(path: Path) -> str:
     return next((_SPLIT_OF_WORD[word] for word in words if word in _SPLIT_OF_WORD), "train")
 
 
-def _parse_split(split: str) -> tuple[str, str]:
-    base, bracket, rest = split.partition("[")
-    return base, bracket + rest
-
-
 def _pick_split(split: str, choices: Iterable[str], where: str) -> str:
     choices = list(choices)
     if split in choices:
@@ -281,7 +275,8 @@ def _pick_split(split: str, choices: Iterable[str], where: str) -> str:
 
 def _load_from_hub(source: str, split: str, name: str | None, options: dict[str, Any]) -> AnyDataset:
     looked = f"there is no file or folder {str(Path(source).expanduser().absolute())!r}"
-    if _looks_like_path(source):
+    is_hub_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) and not source.startswith((".", "/", "~"))
+    if not is_hub_name or Path(source).suffix.lower() in _BUILDER_OF_SUFFIX:
         raise FileNotFoundError(f"No data set was found under {source!r}: {looked}. Check the path.")
     try:
         return load_dataset(source, name, split=split, **options)
@@ -297,77 +292,46 @@ def _load_from_hub(source: str, split: str, name: str | None, options: dict[str,
         ) from error
 
 
-def _looks_like_path(source: str) -> bool:
-    is_hub_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) and not source.startswith((".", "/", "~"))
-    return not is_hub_name or Path(source).suffix.lower() in _BUILDER_OF_SUFFIX
-
-
 def _select_columns(dataset: AnyDataset, image_column: str | None, label_column: str | None) -> AnyDataset:
-    dataset = dataset.with_format(None)
-    features = _features_of(dataset)
+    """The columns `image` and, if any, `label`, without decoding an image: encoding it again could lose detail."""
+    dataset, is_stream = dataset.with_format(None), isinstance(dataset, IterableDataset)
+    features = dataset.features
+    if features is None:
+        first = next(iter(dataset), None)
+        if first is None:
+            raise ValueError("The streamed data set is empty; expected at least one example.")
+        features = Dataset.from_list([first]).features
+        dataset = dataset.cast(features)
     for given, role in ((image_column, "image_column"), (label_column, "label_column")):
         if given is not None and given not in features:
             raise ValueError(f"{role} is {given!r}, which is not a column. The columns are {_list_columns(features)}.")
     image_column = image_column or find_image_column(features)
     if label_column is None:
-        label_column = _usable_label_column(dataset, features)
+        label_column = find_label_column(features)
+        if label_column and is_stream and _is_string(features[label_column]):
+            label_column = None
     elif not _is_label(features[label_column]):
         raise ValueError(
             f"label_column is {label_column!r} of type {features[label_column]}; expected ClassLabels, integers, "
             "booleans or strings."
         )
-    names = {image_column: "image"} | ({label_column: "label"} if label_column else {})
-    if dataset.features is None:
-        dataset = dataset.cast(features)
-    # Renaming (streams) and class encoding would decode the images and encode them anew, lossy for JPEG and WebP.
-    dataset = dataset.cast_column(image_column, Image(decode=False)).select_columns(list(names))
-    renames = {column: new for column, new in names.items() if column != new}
+    if label_column and _is_string(features[label_column]):
+        if is_stream:
+            raise ValueError(
+                "The label column holds strings, whose classes are unknown while streaming; expected ClassLabels or "
+                "integers. Cast the column to ClassLabel first, or load without streaming."
+            )
+        if features[label_column].dtype != "string":
+            dataset = dataset.cast_column(label_column, Value("string"))
+        names = sorted(name for name in dataset.unique(label_column) if name is not None)
+        dataset = dataset.cast_column(label_column, ClassLabel(names=names))
+    new_names = {image_column: "image"} | ({label_column: "label"} if label_column else {})
+    renames = {column: name for column, name in new_names.items() if column != name}
+    # A stream is renamed example by example, with images as its features say: decoded, unless told otherwise.
+    dataset = dataset.cast_column(image_column, Image(decode=not (is_stream and renames)))
+    dataset = dataset.select_columns(list(new_names))
     dataset = dataset.rename_columns(renames) if renames else dataset
-    dataset = _encode_strings(dataset) if label_column else dataset
-    return dataset.cast_column("image", Image())
-
-
-def _usable_label_column(dataset: AnyDataset, features: Mapping[str, Any]) -> str | None:
-    column = find_label_column(features)
-    if column and isinstance(dataset, IterableDataset) and _is_string(features[column]):
-        return None
-    return column
-
-
-def _encode_strings(dataset: AnyDataset) -> AnyDataset:
-    if not _is_string(dataset.features["label"]):
-        return dataset
-    if isinstance(dataset, IterableDataset):
-        raise ValueError(
-            "The label column holds strings, whose classes are unknown while streaming; expected ClassLabels or "
-            "integers. Cast the column to ClassLabel first, or load without streaming."
-        )
-    return dataset.class_encode_column("label")
-
-
-def _features_of(dataset: AnyDataset) -> Features:
-    if dataset.features is not None:
-        return dataset.features
-    first = next(iter(dataset), None)
-    if first is None:
-        raise ValueError("The streamed data set is empty; expected at least one example.")
-    return Dataset.from_list([first]).features
-
-
-def _limit(dataset: AnyDataset, max_examples: int | None, seed: int) -> AnyDataset:
-    if max_examples is None:
-        return dataset
-    if isinstance(dataset, IterableDataset):
-        return dataset.take(max_examples)
-    if max_examples >= len(dataset):
-        return dataset
-    return dataset.select(np.random.default_rng(seed).permutation(len(dataset))[:max_examples])
-
-
-def _holds_bytes(feature: Any) -> bool:
-    if isinstance(feature, Mapping):
-        return _holds_bytes(feature.get("bytes"))
-    return isinstance(feature, Value) and feature.dtype in ("binary", "large_binary")
+    return dataset.cast_column("image", Image()) if is_stream and renames else dataset
 
 
 def _is_label(feature: Any) -> bool:
@@ -381,8 +345,5 @@ def _is_string(feature: Any) -> bool:
 
 
 def _list_columns(features: Mapping[str, Any]) -> str:
-    return ", ".join(f"{column} ({_type_name(feature)})" for column, feature in features.items())
-
-
-def _type_name(feature: Any) -> str:
-    return feature.dtype if isinstance(feature, Value) else type(feature).__name__
+    types = {name: f.dtype if isinstance(f, Value) else type(f).__name__ for name, f in features.items()}
+    return ", ".join(f"{name} ({kind})" for name, kind in types.items())

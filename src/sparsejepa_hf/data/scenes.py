@@ -55,9 +55,6 @@ class _Layout:
     y: np.ndarray
     is_present: np.ndarray
 
-    def take(self, scenes: Any) -> "_Layout":
-        return _Layout(**{name: values[scenes] for name, values in vars(self).items()})
-
 
 def build_scenes(
     num_examples: int = 4096,
@@ -98,14 +95,36 @@ def build_scenes(
     Raises:
         ValueError: an argument is out of its range.
     """
-    _check_arguments(num_examples, image_size, min_objects, max_objects, split)
+    if num_examples < 1:
+        raise ValueError(f"num_examples is {num_examples}; expected at least 1.")
+    if not 16 <= image_size <= 512:
+        raise ValueError(f"image_size is {image_size}; expected from 16 to 512 pixels.")
+    if not 1 <= min_objects <= max_objects <= 8:
+        raise ValueError(
+            f"min_objects and max_objects are {min_objects} and {max_objects}; expected 1 <= min <= max <= 8."
+        )
+    if split not in _SPLITS:
+        raise ValueError(
+            f"The built-in scenes have no split {split!r}; expected one of: {', '.join(map(repr, _SPLITS))}."
+        )
     block = max(1, _BLOCK_PIXELS // image_size**2)
     columns: dict[str, list[Any]] = {"image": [], "mask": [], "label": [], "count": [], "objects": []}
     for start in range(0, num_examples, block):
         slots = torch.arange(start, min(start + block, num_examples))
         for name, values in _build_block(slots, seed, image_size, min_objects, max_objects, split).items():
             columns[name].extend(values)
-    return Dataset.from_dict(columns, features=_features(), split=split)
+    thing = {name: Value("string") for name in ("shape", "color")}
+    thing.update({name: Value("float32") for name in ("size", "x", "y")}, visible_pixels=Value("int64"))
+    features = Features(
+        {
+            "image": Image(),
+            "mask": Image(),
+            "label": ClassLabel(names=list(LABELS)),
+            "count": Value("int64"),
+            "objects": [thing],
+        }
+    )
+    return Dataset.from_dict(columns, features=features, split=split)
 
 
 def render_scene(
@@ -144,39 +163,10 @@ def min_visible_pixels(image_size: int) -> int:
     return max(4, round(_MIN_VISIBLE_AT_32 * (image_size / 32) ** 2))
 
 
-def _check_arguments(num_examples: int, image_size: int, min_objects: int, max_objects: int, split: str) -> None:
-    if num_examples < 1:
-        raise ValueError(f"num_examples is {num_examples}; expected at least 1.")
-    if not 16 <= image_size <= 512:
-        raise ValueError(f"image_size is {image_size}; expected from 16 to 512 pixels.")
-    if not 1 <= min_objects <= max_objects <= 8:
-        raise ValueError(
-            f"min_objects and max_objects are {min_objects} and {max_objects}; expected 1 <= min <= max <= 8."
-        )
-    if split not in _SPLITS:
-        raise ValueError(
-            f"The built-in scenes have no split {split!r}; expected one of: {', '.join(map(repr, _SPLITS))}."
-        )
-
-
 def _index(name: str, names: Sequence[str], what: str) -> int:
     if name not in names:
         raise ValueError(f"The {what} given is {name!r}; expected one of: {', '.join(names)}.")
     return names.index(name)
-
-
-def _features() -> Features:
-    thing = {name: Value("string") for name in ("shape", "color")}
-    thing.update({name: Value("float32") for name in ("size", "x", "y")}, visible_pixels=Value("int64"))
-    return Features(
-        {
-            "image": Image(),
-            "mask": Image(),
-            "label": ClassLabel(names=list(LABELS)),
-            "count": Value("int64"),
-            "objects": [thing],
-        }
-    )
 
 
 def _draw(seed: int, attempt: int, slots: torch.Tensor, split: str, use: int, count: int) -> np.ndarray:
@@ -194,14 +184,28 @@ def _build_block(
     noise = _draw(seed, 0, slots, split, _NOISE_STREAM, images[0].size).reshape(images.shape)
     images = _quantize(images + _NOISE * (2 * noise - 1))
     visible = _visible_pixels(masks, max_objects)
-    scene, largest = np.arange(len(slots)), visible.argmax(axis=1)
-    labels = layout.shape[scene, largest] * len(COLORS) + layout.color[scene, largest]
+    scenes, largest = np.arange(len(slots)), visible.argmax(axis=1)
+    labels = layout.shape[scenes, largest] * len(COLORS) + layout.color[scenes, largest]
+    objects = [
+        [
+            {
+                "shape": SHAPES[layout.shape[scene, place]],
+                "color": COLORS[layout.color[scene, place]],
+                "size": float(layout.size[scene, place]),
+                "x": float(layout.x[scene, place]),
+                "y": float(layout.y[scene, place]),
+                "visible_pixels": int(visible[scene, place]),
+            }
+            for place in np.flatnonzero(layout.is_present[scene])
+        ]
+        for scene in range(len(slots))
+    ]
     return {
         "image": [{"bytes": _png(image), "path": None} for image in images],
         "mask": [{"bytes": _png(mask), "path": None} for mask in masks],
         "label": labels.tolist(),
         "count": layout.is_present.sum(axis=1).tolist(),
-        "objects": _describe(layout, visible),
+        "objects": objects,
     }
 
 
@@ -210,11 +214,19 @@ def _draw_layouts(
 ) -> _Layout:
     spread = max_objects - min_objects + 1
     counts = min_objects + (_draw(seed, 0, slots, split, _COUNT_STREAM, 1)[:, 0] * spread).astype(np.int64)
-    pending = np.arange(len(slots))
+    pending, margin = np.arange(len(slots)), _MARGIN * image_size
     layout = None
     for attempt in range(_MAX_ATTEMPTS):
         draws = _draw(seed, attempt, slots[pending], split, _OBJECT_STREAM, 5 * max_objects)
-        drawn = _layout_from(draws.reshape(len(pending), max_objects, 5), counts[pending], image_size)
+        shape, color, size, x, y = draws.reshape(len(pending), max_objects, 5).transpose(2, 0, 1)
+        drawn = _Layout(
+            shape=(shape * len(SHAPES)).astype(np.int64),
+            color=(color * len(COLORS)).astype(np.int64),
+            size=(_MIN_SIZE + (_MAX_SIZE - _MIN_SIZE) * size) * image_size,
+            x=margin + (image_size - 2 * margin) * x,
+            y=margin + (image_size - 2 * margin) * y,
+            is_present=np.arange(max_objects) < counts[pending, None],
+        )
         if layout is None:
             layout = drawn
         else:
@@ -226,18 +238,6 @@ def _draw_layouts(
         if not len(pending):
             return layout
     raise ValueError(f"No layout of {max_objects} objects with enough visible pixels was found; use fewer objects.")
-
-
-def _layout_from(draws: np.ndarray, counts: np.ndarray, image_size: int) -> _Layout:
-    margin = _MARGIN * image_size
-    return _Layout(
-        shape=(draws[..., 0] * len(SHAPES)).astype(np.int64),
-        color=(draws[..., 1] * len(COLORS)).astype(np.int64),
-        size=(_MIN_SIZE + (_MAX_SIZE - _MIN_SIZE) * draws[..., 2]) * image_size,
-        x=margin + (image_size - 2 * margin) * draws[..., 3],
-        y=margin + (image_size - 2 * margin) * draws[..., 4],
-        is_present=np.arange(draws.shape[1]) < counts[:, None],
-    )
 
 
 def _masks(layout: _Layout, image_size: int, samples: int) -> np.ndarray:
@@ -309,20 +309,3 @@ def _png(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     PILImage.fromarray(pixels).save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
-
-
-def _describe(layout: _Layout, visible: np.ndarray) -> list[list[dict[str, Any]]]:
-    return [
-        [
-            {
-                "shape": SHAPES[layout.shape[scene, place]],
-                "color": COLORS[layout.color[scene, place]],
-                "size": float(layout.size[scene, place]),
-                "x": float(layout.x[scene, place]),
-                "y": float(layout.y[scene, place]),
-                "visible_pixels": int(visible[scene, place]),
-            }
-            for place in np.flatnonzero(layout.is_present[scene])
-        ]
-        for scene in range(len(layout.x))
-    ]
