@@ -266,29 +266,26 @@ def test_an_unknown_normalisation_is_said(run, checkpoint, hear_warnings):
 
 
 @pytest.mark.slow
-def test_the_example_in_two_processes_trains_what_one_trains_with_twice_the_batch(checkpoint, save_data, tmp_path):
+def test_two_processes_train_what_one_trains_with_twice_the_batch(example, checkpoint, save_data, tmp_path, capsys):
     options = {**FAST, "model_name_or_path": checkpoint, "dataset": save_data(), "max_steps": 6, "optim": "sgd"}
     options |= {"eval_strategy": "steps", "eval_steps": 3}
-    script = Path(__file__).parents[2] / "examples" / "finetune.py"
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(Path(sparsejepa_hf.__file__).parents[1])]),
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    found = {}
-    for processes in (1, 2):
-        recipe, folder = tmp_path / f"{processes}.yaml", tmp_path / f"run-{processes}"
-        own = {"per_device_train_batch_size": 8 // processes, "output_dir": str(folder)}
-        recipe.write_text(yaml.safe_dump({**options, **own}), encoding="utf-8")
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if processes == 2 else []
-        command = [sys.executable, *launch, str(script), str(recipe)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
-        assert done.stdout.count("Classifier: ") == 1
-        found[processes] = weights_in(folder), json.loads((folder / "finetuning_results.json").read_text())
-    (one, first), (two, second) = found[1], found[2]
-    for name, tensor in one.items():
+    recipes = {}
+    for name, batch in (("one", 8), ("two", 4)):
+        recipes[name] = str(tmp_path / f"{name}.yaml")
+        own = {"per_device_train_batch_size": batch, "output_dir": str(tmp_path / name)}
+        Path(recipes[name]).write_text(yaml.safe_dump({**options, **own}), encoding="utf-8")
+    example.main([recipes["one"]])
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    source = str(Path(sparsejepa_hf.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [*launch, example.__file__, recipes["two"]]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+    for printed in (capsys.readouterr().out, done.stdout):
+        assert printed.count("Classifier: ") == 1
+    two = weights_in(tmp_path / "two")
+    for name, tensor in weights_in(tmp_path / "one").items():
         torch.testing.assert_close(two[name], tensor, rtol=0.0, atol=1e-5)
+    one, two = (json.loads((tmp_path / name / "finetuning_results.json").read_text()) for name in ("one", "two"))
     for part in ("validation", "test"):
-        assert second[part] == pytest.approx(first[part], rel=1e-3)
+        assert two[part] == pytest.approx(one[part], rel=1e-3)
