@@ -404,6 +404,17 @@ def test_refuses_checkpoints_that_lack_weights(tmp_path):
         load_encoder(tmp_path)
 
 
+def test_without_grouping_no_feature_needs_the_predictor(make_model, tmp_path, images32):
+    """As in checkpoints of I-JEPA whose predictor ended in a module of another name."""
+    model = randomised(make_model(SparseJEPAForPreTraining, use_grouping=False))
+    weights = {name: value for name, value in model.state_dict().items() if ".predictor.head." not in name}
+    assert len(weights) < len(model.state_dict())
+    model.save_pretrained(tmp_path, state_dict=weights)
+    with torch.no_grad():
+        expected, found = (load_encoder(source).features(images32, "last/mean") for source in (model, tmp_path))
+    assert torch.equal(expected["last/mean"], found["last/mean"])
+
+
 def test_refuses_wrong_kinds_images_and_arguments(pretraining, images, images32):
     encoder = load_encoder(pretraining)
     with pytest.raises(ValueError, match="'last/cls'; .* has 'last/mean', .*'groups/mean'"):

@@ -374,7 +374,9 @@ def _load_checkpoint(source: str, encoder: str, untrained: bool, seed: int, hub:
         saved_by = (config.architectures or ["SparseJEPAModel"])[0]
         model_class = SparseJEPAVisionModel if saved_by in _TARGET_ONLY else SparseJEPAModel
     model, info = model_class.from_pretrained(source, output_loading_info=True, dtype=torch.float32, **options, **hub)
-    _refuse_missing(source, [name for name in info["missing_keys"] if "pooler" not in name])
+    # No feature passes through a pooler, nor, without grouping, through the predictor.
+    unused = ("pooler",) if getattr(config, "use_grouping", True) else ("pooler", "predictor.")
+    _refuse_missing(source, [name for name in info["missing_keys"] if not any(part in name for part in unused)])
     return model
 
 
