@@ -149,9 +149,14 @@ def measure(
     wanted = [Run(method, seed, options) for seed in seeds for method, options in methods.items()]
     with tqdm(total=len(wanted), desc="Pre-training", unit="run") as bar:
         records = runs.make(wanted, on_finish=bar.update)
-    commits = {record.results["provenance"].get("commit") for record in records if isinstance(record, RunRecord)}
-    if len(commits) > 1:
-        logger.warning(f"The runs were made by different commits: {', '.join(map(str, commits))}.")
+    # Runs that were there already are taken as they are, and may have been made another way.
+    origins = [record.to_dict() for record in records if isinstance(record, RunRecord)]
+    for name, values in (
+        ("commits", {made["provenance"].get("commit") for made in origins}),
+        ("numbers of processes", {made["num_processes"] for made in origins}),
+    ):
+        if len(values) > 1:
+            logger.warning(f"The runs were made by different {name}: {', '.join(map(str, values))}.")
 
     load = partial(_load, device=evaluator.settings.device)
     sources: list[tuple[str, int | None, Callable[[], VisionEncoder]]] = []
