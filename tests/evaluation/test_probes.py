@@ -184,7 +184,6 @@ class TestLinearProbe:
 
         during, fit = [], LogisticRegression.fit
         monkeypatch.setattr(LogisticRegression, "fit", lambda *args: (during.append(threads()), fit(*args))[1])
-        monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
         with threadpool_limits(2, user_api="blas"):
             before = threads()
             linear_probe(*_problem(), weight_decays=[1e-2])

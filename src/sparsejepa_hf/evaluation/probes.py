@@ -23,7 +23,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV, PredefinedSplit, train_test_split
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from .metrics import best_classes, check_features, load_metric
@@ -158,8 +158,9 @@ def _fit(model: LogisticRegression, weight_decay: float, features: NDArray, labe
     rows = 2 if len(np.unique(labels)) == 2 else 1
     # The many small products of a fit wait for the slowest BLAS thread. On cores that other processes use too, one
     # thread for each core makes a fit several times slower; half as many leave room.
-    threads = max(1, torch.get_num_threads() // 2)
-    with threadpool_limits(threads, user_api="blas"), warnings.catch_warnings():
+    blas = ThreadpoolController().select(user_api="blas")
+    threads = max((library["num_threads"] for library in blas.info()), default=1)
+    with blas.limit(limits=max(1, threads // 2)), warnings.catch_warnings():
         # A probe may end before its minimum; its result says so.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return model.set_params(C=rows / (weight_decay * len(features))).fit(features, labels)
