@@ -21,6 +21,7 @@ INSTALL_REQUIRES = [
     "safetensors>=0.8",
     "scikit-learn>=1.7",
     "scipy>=1.13",
+    "threadpoolctl>=3.1",
     "timm>=1.0.24",
     "tensorboard>=2.20",
     "pillow>=11.0",

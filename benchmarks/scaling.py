@@ -221,7 +221,7 @@ def measure_data(planned: dict[str, Any], options: argparse.Namespace) -> list[d
 
 
 def _read(kind: str, folder: Path, rows: int, warm: Path) -> dict[str, Any]:
-    """Reads every row once in batches: how long it took, and how much the process grew meanwhile."""
+    """Reads every row once in batches: how long that takes, and how much the process grows."""
     resident: list[int] = []
 
     def read(path: Path, count: int) -> int:

@@ -95,7 +95,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--probe_seed", type=int, default=default.seed, help="of splits and subsets")
     parser.add_argument("--keep_duplicates", action="store_true", help="keep test images that also occur in train")
     parser.add_argument("--probe_precision", choices=("no", "bf16", "fp16"), default="no", help="of the encoder")
-    parser.add_argument("--probe_device", help="of encoder and probes, such as cuda; default: the CPU")
+    parser.add_argument("--probe_device", help="of encoder and kNN, such as cuda; default: the CPU")
     return parser.parse_args()
 
 

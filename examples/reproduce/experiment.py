@@ -57,7 +57,10 @@ def make_parser(description: str | None, results: str, output_dir: str) -> argpa
     add("--feature_kinds", nargs="+", default=["last/mean"], help="LAYERS/POOLING; the probe chooses on validation")
     add("--low_shot", type=float, nargs="*", default=[], help="also probe on these shares of the labels")
     add("--probe_train_examples", type=int, help="probe on a random subset of this size")
-    add("--probe_device", help="of encoders and probes, such as cuda; default: the CPU")
+    add("--probe_seed", type=int, default=0, help="of the probes' splits and subsets")
+    add("--keep_duplicates", action="store_true", help="keep test images that also occur in train")
+    add("--probe_precision", choices=("no", "bf16", "fp16"), default="no", help="of the encoders")
+    add("--probe_device", help="of encoders and kNN, such as cuda; default: the CPU")
     add("--results", default=results, help="file to write; table and plot go beside it")
     add("--render", help="measure nothing: render this results file")
     add("--into", nargs="+", default=[], help="Markdown files that carry the table between marks")
@@ -110,7 +113,10 @@ def make_evaluator(own: argparse.Namespace) -> Evaluator:
     settings = ProbeSettings(
         feature_kinds=tuple(own.feature_kinds),
         low_shot=tuple(own.low_shot),
+        exclude_duplicates=not own.keep_duplicates,
         max_train_examples=own.probe_train_examples,
+        seed=own.probe_seed,
+        mixed_precision=own.probe_precision,
         device=own.probe_device,
     )
     return Evaluator(own.output_dir, settings)
@@ -149,9 +155,14 @@ def measure(
     wanted = [Run(method, seed, options) for seed in seeds for method, options in methods.items()]
     with tqdm(total=len(wanted), desc="Pre-training", unit="run") as bar:
         records = runs.make(wanted, on_finish=bar.update)
-    commits = {record.results["provenance"].get("commit") for record in records if isinstance(record, RunRecord)}
-    if len(commits) > 1:
-        logger.warning(f"The runs were made by different commits: {', '.join(map(str, commits))}.")
+    # Runs that were there already are taken as they are, and may have been made another way.
+    origins = [record.to_dict() for record in records if isinstance(record, RunRecord)]
+    for name, values in (
+        ("commits", {made["provenance"].get("commit") for made in origins}),
+        ("numbers of processes", {made["num_processes"] for made in origins}),
+    ):
+        if len(values) > 1:
+            logger.warning(f"The runs were made by different {name}: {', '.join(map(str, values))}.")
 
     load = partial(_load, device=evaluator.settings.device)
     sources: list[tuple[str, int | None, Callable[[], VisionEncoder]]] = []

@@ -156,12 +156,19 @@ def test_refuses_wrong_settings(problem, settings, message):
         knn_accuracy(*problem, **settings)
 
 
+@pytest.mark.parametrize("settings", [{"ks": (121,)}, {"ks": ()}, {"temperatures": ()}])
+def test_a_grid_without_a_setting_to_try_is_refused(problem, settings):
+    with pytest.raises(ValueError, match=r"expected at least one temperature and one k in 1 \.\. 108"):
+        knn_grid(*problem, **settings)
+
+
 @pytest.mark.parametrize(
     ("position", "change", "error", "message"),
     [
         (0, lambda x: x.long(), TypeError, "train_features is torch.int64"),
         (0, lambda x: x[0], ValueError, r"\(n, D\)"),
         (0, lambda x: x[:0], ValueError, r"\(n, D\)"),
+        (2, lambda x: x[:, :5], ValueError, "test_features has 5 columns, but 8 are expected"),
         (2, lambda x: x.index_fill(0, torch.tensor([5]), float("inf")), ValueError, "first is row 5"),
         (1, lambda y: y.float(), TypeError, "train_labels is torch.float32"),
         (1, lambda y: y[1:], ValueError, "one label per feature row"),

@@ -8,7 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, mean_absolute_error, r2_score, top_k_accuracy_score
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from sparsejepa_hf.evaluation import (
     count_probe,
@@ -169,6 +171,24 @@ class TestLinearProbe:
         arguments[position] = change(arguments[position])
         with pytest.raises(error, match=message):
             linear_probe(*arguments)
+
+    @pytest.mark.parametrize("weight_decays", [[], [0.0], [1e-2, -1.0], [float("nan")]])
+    @pytest.mark.parametrize("probe", [linear_probe, ridge_probe])
+    def test_refuses_impossible_weight_decays(self, probe, weight_decays):
+        with pytest.raises(ValueError, match="weight_decays is .*; expected at least one, each above 0"):
+            probe(*_problem(), weight_decays=weight_decays)
+
+    def test_fits_leave_cores_to_others_and_restore_the_threads_of_blas(self, monkeypatch):
+        def threads():
+            return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+        during, fit = [], LogisticRegression.fit
+        monkeypatch.setattr(LogisticRegression, "fit", lambda *args: (during.append(threads()), fit(*args))[1])
+        with threadpool_limits(2, user_api="blas"):
+            before = threads()
+            linear_probe(*_problem(), weight_decays=[1e-2])
+            assert set(before) == {2} and threads() == before
+        assert during == [[1] * len(before)] * 2
 
 
 class TestRidge:

@@ -80,6 +80,10 @@ class TestRegistry:
             assert task.citation and task.verified
             assert task.hub_id or f"{name}=FOLDER" in task.notes
 
+    def test_every_task_can_be_a_key(self):
+        # An evaluator remembers data sets by their task.
+        assert len(set(TASKS.values())) == len(TASKS)
+
     def test_no_two_train_splits_look_alike(self):
         shapes = [(b.num_train, b.num_classes, b.kind) for b in TASKS.values()]
         assert len(set(shapes)) == len(shapes)

@@ -62,7 +62,7 @@ class VisionEncoder:
 
     Attributes:
         kinds: the feature kinds it has, `LAYERS/POOLING`. LAYERS: `last`, the final hidden states; `last4`, the
-            outputs of the last four blocks (of all, where there are fewer) one after the other along the features,
+            outputs of the last four blocks (of all, if they are fewer) one after the other along the features,
             each through the model's final norm (its module `layernorm` or `norm`; without one, as the model returns
             them); `latents`, the means μ of SparseJEPA's latents; `groups`, the norms ‖u_g‖₂ of its groups, both as
             `SparseJEPAModel.encode_latents` gives them, whichever encoder was asked for. POOLING: `mean` over
@@ -235,7 +235,7 @@ class VisionEncoder:
         if is_timm:
             if last.ndim == 4 and str(getattr(model.timm_model, "output_fmt", "NCHW")).upper().endswith("NHWC"):
                 last = last.permute(0, 3, 1, 2)
-            # Of each block the patches and, where there are some, the tokens before them.
+            # Each block gives its patches and, if the model has any, the tokens before them.
             blocks = [torch.cat(b[::-1], dim=1) if isinstance(b, tuple) else b for b in blocks]
         else:
             # The first is the embeddings.
@@ -293,7 +293,7 @@ def load_encoder(
 
     Returns:
         The encoder. Images are normalised as the checkpoint's `preprocessor_config.json` or timm's data configuration
-        says; with mean and standard deviation 0.5, and a warning, where there is none.
+        says. Without either, mean and standard deviation are taken as 0.5, with a warning.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.

@@ -344,8 +344,9 @@ def extract_feature_set(
         for place, decoded in enumerate(pool.map(lambda image: decode_to_square(image, size), batch["image"])):
             if isinstance(decoded, np.ndarray):
                 pixels[place], good[place] = decoded, True
-        bad.extend(rows[~good].tolist())
-        _check_bad(bad, images, max_bad_fraction, size)
+        if not good.all():
+            bad.extend(rows[~good].tolist())
+            _check_bad(bad, images, max_bad_fraction, size)
         with torch.autocast(device.type, _AUTOCAST[mixed_precision], enabled=mixed_precision != "no"):
             features = encoder.features(torch.from_numpy(pixels), kinds)
         columns = {_ROW: pa.array(rows[good])} | ({} if labels is None else {_LABEL: pa.array(labels[rows[good]])})
@@ -394,7 +395,8 @@ def extract_feature_set(
         table = datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in files.values()])
     result = FeatureSet(table, key)
     missing = np.setdiff1d(np.arange(len(images)), result.rows.numpy() if len(table) else []).tolist()
-    if text := _check_bad(missing, images, max_bad_fraction, encoder.image_size):
+    text = _check_bad(missing, images, max_bad_fraction, encoder.image_size)
+    if text and rank == 0:
         warnings.warn(text, stacklevel=2)
     return result
 

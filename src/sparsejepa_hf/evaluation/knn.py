@@ -34,10 +34,10 @@ def knn_accuracy(
     A test class that the train set lacks can never be predicted: its samples count as errors.
 
     Args:
-        train_features: ``(n, D)`` floating point, the memory bank.
-        train_labels: ``(n,)`` integers >= 0.
-        test_features: ``(m, D)`` floating point.
-        test_labels: ``(m,)`` integers >= 0.
+        train_features: `(n, D)` floating point, the memory bank.
+        train_labels: `(n,)` integers >= 0.
+        test_features: `(m, D)` floating point.
+        test_labels: `(m,)` integers >= 0.
         k: number of neighbours, 1 .. n.
         temperature: softmax temperature of the vote, > 0.
 
@@ -48,8 +48,8 @@ def knn_accuracy(
         TypeError: features are not floating point or labels are not integers.
         ValueError: shapes or ranges are not as stated, or a feature is NaN or infinite.
     """
-    check_labels(test_labels, len(test_features), "test_labels")
     scores = knn_predict(train_features, train_labels, test_features, k=k, temperature=temperature)
+    check_labels(test_labels, len(test_features), "test_labels")
     return (scores.argmax(dim=1) == test_labels.to(scores.device)).double().mean().item()
 
 
@@ -62,14 +62,14 @@ def knn_predict(
     temperatures from overflowing. An all-zero feature vector has similarity 0 to every other.
 
     Args:
-        train_features: ``(n, D)`` floating point, the memory bank. The computation runs on its device.
-        train_labels: ``(n,)`` integers in 0 .. C - 1.
-        test_features: ``(m, D)`` floating point.
+        train_features: `(n, D)` floating point, the memory bank. The computation runs on its device.
+        train_labels: `(n,)` integers in 0 .. C - 1.
+        test_features: `(m, D)` floating point.
         k: number of neighbours, 1 .. n.
         temperature: softmax temperature of the vote, > 0.
 
     Returns:
-        ``(m, C)`` scores in [0, 1] whose rows sum to 1, on the device of ``train_features``; float64 if the train
+        `(m, C)` scores in [0, 1] whose rows sum to 1, on the device of `train_features`; float64 if the train
         features are, else float32.
 
     Raises:
@@ -82,14 +82,14 @@ def knn_predict(
 
 @dataclass(frozen=True, eq=False)
 class KNNGridResult:
-    """What :func:`knn_grid` found.
+    """What [`knn_grid`] found.
 
     Attributes:
         k: the chosen number of neighbours.
         temperature: the chosen temperature.
         validation_accuracy: accuracy of the chosen setting on the validation part, in [0, 1].
         test_accuracy: top-1 accuracy of the chosen setting on the test set, in [0, 1].
-        validation_accuracies: of every setting ``(k, temperature)``, by k and then temperature, ascending.
+        validation_accuracies: of every setting `(k, temperature)`, by k and then temperature, ascending.
     """
 
     k: int
@@ -110,21 +110,21 @@ def knn_grid(
     validation_fraction: float = VALIDATION_FRACTION,
     seed: int = 0,
 ) -> KNNGridResult:
-    """Choose k and the temperature of the kNN classifier on a validation part, then test that setting once.
+    """Chooses k and the temperature of the kNN classifier on a validation part, then tests that setting once.
 
     The chosen setting is tested with train and validation samples together as the memory bank. Of equally accurate
     settings the smallest k, then the smallest temperature is taken. A test class that the bank lacks counts as an
     error.
 
     Args:
-        train_features: ``(n, D)`` floating point, the memory bank. The computation runs on its device.
-        train_labels: ``(n,)`` integers in 0 .. C - 1.
-        test_features: ``(m, D)`` floating point.
-        test_labels: ``(m,)`` integers >= 0.
+        train_features: `(n, D)` floating point, the memory bank. The computation runs on its device.
+        train_labels: `(n,)` integers in 0 .. C - 1.
+        test_features: `(m, D)` floating point.
+        test_labels: `(m,)` integers >= 0.
         ks: numbers of neighbours, each at least 1; those above the bank's size without the validation samples are
             left out.
         temperatures: softmax temperatures of the vote, each > 0.
-        validation_fraction: share of the train set to choose on (:func:`validation_mask`).
+        validation_fraction: share of the train set to choose on, at most 0.5; see [`validation_mask`].
         seed: of the split; the global random state is neither read nor changed.
 
     Raises:
@@ -134,7 +134,13 @@ def knn_grid(
     check_labels(train_labels, len(train_features), "train_labels")
     labels = train_labels.to(train_features.device)
     held_out = validation_mask(labels, validation_fraction, seed)
-    ks = sorted(k for k in set(ks) if k <= int((~held_out).sum()))
+    bank_size = int((~held_out).sum())
+    if not temperatures or not any(k <= bank_size for k in ks):
+        raise ValueError(
+            f"ks is {list(ks)} and temperatures {list(temperatures)}; expected at least one temperature and one k in "
+            f"1 .. {bank_size}, the number of train samples beside the validation part."
+        )
+    ks = sorted({k for k in ks if k <= bank_size})
     # The neighbours are found once for all settings.
     similarity, votes = _neighbours(train_features[~held_out], labels[~held_out], train_features[held_out], ks[-1])
     accuracies = {}
@@ -148,10 +154,14 @@ def knn_grid(
 
 
 def _neighbours(bank: Tensor, labels: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Cosine similarities ``(m, k)`` of the k nearest of the bank, falling, and their labels ``(m, k)``."""
+    """Cosine similarities `(m, k)` of the k nearest of the bank, largest first, and their labels `(m, k)`."""
     check_features(bank, "train_features")
     check_labels(labels, len(bank), "train_labels")
     check_features(queries, "test_features")
+    if queries.shape[1] != bank.shape[1]:
+        raise ValueError(
+            f"test_features has {queries.shape[1]} columns, but {bank.shape[1]} are expected, as in train_features."
+        )
     if not 1 <= k <= len(bank):
         raise ValueError(f"k is {k}, but a value in 1 .. {len(bank)} is expected, the number of train samples.")
     dtype = torch.promote_types(bank.dtype, torch.float32)

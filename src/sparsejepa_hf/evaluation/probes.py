@@ -23,6 +23,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV, PredefinedSplit, train_test_split
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from .metrics import best_classes, check_features, load_metric
@@ -37,7 +38,7 @@ DEFAULT_RIDGE_WEIGHT_DECAYS = (1e1, 1e0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
 @dataclass(frozen=True, eq=False)
 class LinearProbeResult:
-    """What :func:`linear_probe` found.
+    """What [`linear_probe`] found.
 
     Attributes:
         test_accuracy: top-1 accuracy on the test set, in [0, 1].
@@ -45,14 +46,14 @@ class LinearProbeResult:
             with at most five classes.
         test_balanced_accuracy: mean over the test set's classes of the share of their samples that is predicted
             correctly, in [0, 1].
-        test_predictions: ``(m,)`` int64 on the CPU, the predicted labels of the test set.
+        test_predictions: `(m,)` int64 on the CPU, the predicted labels of the test set.
         validation_accuracy: accuracy of the chosen weight decay on the validation part, in [0, 1].
         weight_decay: the chosen weight decay, one of the grid.
         validation_accuracies: accuracy on the validation part of every weight decay, strongest first.
         at_grid_edge: whether the choice is the smallest or largest of a grid of several; then a wider grid may
             give a better probe.
         converged: whether the final fit ended before its iterations did.
-        model: the fitted scikit-learn pipeline of ``StandardScaler`` and ``LogisticRegression``.
+        model: the fitted scikit-learn pipeline of `StandardScaler` and `LogisticRegression`.
     """
 
     test_accuracy: float
@@ -80,28 +81,25 @@ def linear_probe(
     tolerance: float = 1e-4,
     allow_unseen_classes: bool = False,
 ) -> LinearProbeResult:
-    r"""Choose a weight decay on a validation part of the train set, refit on all of it, and test once.
+    """Chooses a weight decay on a validation part of the train set, refits on all of it, and tests once.
 
-    The probe minimises, over the standardised features z,
+    The probe minimises the mean over the n train samples of -log softmax(W z + b)[y], plus λ/2 · ‖W‖², where z are
+    the standardised features. The bias b is not penalised. This is scikit-learn's `LogisticRegression` with
+    `C = 1 / (λ * n)`. For two classes scikit-learn keeps the difference of the two rows of W, so `C = 2 / (λ * n)`.
 
-    .. math:: \frac{1}{n} \sum_i -\log \mathrm{softmax}(W z_i + b)_{y_i} + \frac{\lambda}{2} \|W\|_F^2 ,
-
-    where the bias is not penalised: scikit-learn's ``LogisticRegression`` with ``C = 1 / (lambda * n)``. With two
-    classes scikit-learn has one weight row for the two opposite ones here, so ``C = 2 / (lambda * n)``.
-
-    The grid goes from strong to weak weight decay, each fit starting from the one before. Of equally accurate weight
+    The grid goes from strong to weak weight decay, and each fit starts from the one before. Of equally accurate weight
     decays the strongest is taken. The test set enters only after the final fit. Features are standardised by the
     samples that a fit is made on. float32 features are fitted in float32 (by scikit-learn below 1.8 in float64).
 
     Args:
-        train_features: ``(n, D)`` floating point.
-        train_labels: ``(n,)`` integers >= 0, of at least two classes; numbers may be left out.
-        test_features: ``(m, D)`` floating point.
-        test_labels: ``(m,)`` integers >= 0.
-        weight_decays: the grid of lambda, each > 0.
-        validation_fraction: share of the train set to choose on (:func:`validation_mask`).
+        train_features: `(n, D)` floating point.
+        train_labels: `(n,)` integers >= 0, of at least two classes; numbers may be left out.
+        test_features: `(m, D)` floating point.
+        test_labels: `(m,)` integers >= 0.
+        weight_decays: the grid of λ, each > 0.
+        validation_fraction: share of the train set to choose on, at most 0.5; see [`validation_mask`].
         seed: of the split; the global random state is neither read nor changed.
-        max_iter: most L-BFGS iterations per fit.
+        max_iter: L-BFGS iterations of a fit, at most.
         tolerance: a fit ends when no entry of its gradient exceeds it.
         allow_unseen_classes: count test samples of classes that the train set lacks as errors, rather than refuse.
 
@@ -118,7 +116,7 @@ def linear_probe(
             f"test_labels holds the classes {unseen.tolist()}, which train_labels lacks. Draw the train set from all "
             "classes, or pass allow_unseen_classes=True to count those test samples as errors."
         )
-    grid = sorted(set(weight_decays), reverse=True)
+    grid = _strongest_first(weight_decays)
     held_out = validation_mask(train_labels, validation_fraction, seed).cpu().numpy()
 
     scaler = StandardScaler().fit(features[~held_out])
@@ -149,10 +147,20 @@ def linear_probe(
     )
 
 
+def _strongest_first(weight_decays: Sequence[float]) -> list[float]:
+    if not weight_decays or not all(0 < weight_decay < math.inf for weight_decay in weight_decays):
+        raise ValueError(f"weight_decays is {list(weight_decays)}; expected at least one, each above 0 and finite.")
+    return sorted(set(weight_decays), reverse=True)
+
+
 def _fit(model: LogisticRegression, weight_decay: float, features: NDArray, labels: NDArray) -> LogisticRegression:
-    """Fits the model to samples, beginning from its own weights where it has some."""
+    """Fits the model to samples, starting from its own weights if it has some."""
     rows = 2 if len(np.unique(labels)) == 2 else 1
-    with warnings.catch_warnings():
+    # The many small products of a fit wait for the slowest BLAS thread. On cores that other processes use too, one
+    # thread for each core makes a fit several times slower; half as many leave room.
+    blas = ThreadpoolController().select(user_api="blas")
+    threads = max((library["num_threads"] for library in blas.info()), default=1)
+    with blas.limit(limits=max(1, threads // 2)), warnings.catch_warnings():
         # A probe may end before its minimum; its result says so.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return model.set_params(C=rows / (weight_decay * len(features))).fit(features, labels)
@@ -168,26 +176,26 @@ def low_shot_probe(
     seeds: Sequence[int] = (0, 1, 2),
     **settings: Any,
 ) -> Summary:
-    """Test accuracy of :func:`linear_probe` with few labels: on subsets of the train set (:func:`low_shot_indices`).
+    """Test accuracy of [`linear_probe`] fitted on subsets of the train set, as of [`low_shot_indices`].
 
     Every probe is tested on all of the test set. The weight decay is chosen inside each subset: no label outside it
     is used. The spread over seeds is that of the subset and of its validation part, not of the features' training.
 
     Args:
-        train_features: ``(n, D)`` floating point.
-        train_labels: ``(n,)`` integers >= 0.
-        test_features: ``(m, D)`` floating point.
-        test_labels: ``(m,)`` integers >= 0.
+        train_features: `(n, D)` floating point.
+        train_labels: `(n,)` integers >= 0.
+        test_features: `(m, D)` floating point.
+        test_labels: `(m,)` integers >= 0.
         fraction: share of every class's labels, in (0, 1].
         seeds: of the subsets and of the validation parts, at least one.
-        settings: further arguments of :func:`linear_probe`, except ``seed``.
+        settings: further arguments of [`linear_probe`], except `seed`.
 
     Returns:
-        Mean, standard deviation and number of the accuracies over ``seeds``.
+        Mean, standard deviation and number of the accuracies over `seeds`.
 
     Raises:
-        TypeError: as :func:`linear_probe`.
-        ValueError: as :func:`linear_probe`; also where a subset is too small for a validation part.
+        TypeError: as [`linear_probe`].
+        ValueError: as [`linear_probe`]; also where a subset is too small for a validation part.
     """
     accuracies = []
     for seed in seeds:
@@ -199,15 +207,15 @@ def low_shot_probe(
 
 @dataclass(frozen=True, eq=False)
 class RidgeProbeResult:
-    """What :func:`ridge_probe` found.
+    """What [`ridge_probe`] found.
 
     Attributes:
-        test_predictions: ``(m,)`` float64 on the CPU.
+        test_predictions: `(m,)` float64 on the CPU.
         test_r2: coefficient of determination on the test set, at most 1; None where all test targets are equal.
         test_mae: mean absolute error on the test set, in the targets' units.
         validation_r2: coefficient of determination of the chosen weight decay on the validation part.
         weight_decay: the chosen weight decay, one of the grid.
-        model: the fitted scikit-learn pipeline of ``StandardScaler`` and ``Ridge``.
+        model: the fitted scikit-learn pipeline of `StandardScaler` and `Ridge`.
     """
 
     test_predictions: Tensor
@@ -228,21 +236,18 @@ def ridge_probe(
     validation_fraction: float = VALIDATION_FRACTION,
     seed: int = 0,
 ) -> RidgeProbeResult:
-    r"""Ridge regression: choose a weight decay on a validation part of the train set, refit on all, test once.
+    """Ridge regression: chooses a weight decay on a validation part of the train set, refits on all, and tests once.
 
-    The probe minimises, over the standardised features z,
-
-    .. math:: \frac{1}{2 n} \sum_i (w^\top z_i + b - y_i)^2 + \frac{\lambda}{2} \|w\|^2 ,
-
-    where the bias is not penalised: scikit-learn's ``Ridge`` with ``alpha = lambda * n``, in float64. Of equally good
-    weight decays the strongest is taken.
+    The probe minimises half the mean over the n train samples of (w·z + b - y)², plus λ/2 · ‖w‖², where z are the
+    standardised features. The bias b is not penalised. This is scikit-learn's `Ridge` with `alpha = λ * n`, in
+    float64. Of equally good weight decays the strongest is taken.
 
     Args:
-        train_features: ``(n, D)`` floating point.
-        train_targets: ``(n,)`` finite numbers.
-        test_features: ``(m, D)`` floating point.
-        test_targets: ``(m,)`` finite numbers.
-        weight_decays: the grid of lambda, each > 0.
+        train_features: `(n, D)` floating point.
+        train_targets: `(n,)` finite numbers.
+        test_features: `(m, D)` floating point.
+        test_targets: `(m,)` finite numbers.
+        weight_decays: the grid of λ, each > 0.
         validation_fraction: share of the train set to choose on, drawn at random.
         seed: of the draw; the global random state is neither read nor changed.
 
@@ -257,12 +262,13 @@ def ridge_probe(
         for tensor in (train_features, train_targets, test_features, test_targets)
     )
     held_out = validation_mask(torch.zeros(len(features), dtype=torch.int64), validation_fraction, seed).numpy()
-    grid = sorted(set(weight_decays), reverse=True)
+    grid = _strongest_first(weight_decays)
     search = GridSearchCV(
         make_pipeline(StandardScaler(), Ridge()),
         {"ridge__alpha": [weight_decay * len(features) for weight_decay in grid]},
         cv=PredefinedSplit(np.where(held_out, 0, -1)),
         scoring="r2",
+        error_score="raise",
     ).fit(features, targets)
     predictions = search.predict(inputs)
     errors = load_metric("counting", keep_in_memory=True).compute(predictions=predictions, references=wanted)
@@ -278,10 +284,10 @@ def ridge_probe(
 
 @dataclass(frozen=True, eq=False)
 class CountProbeResult:
-    """What :func:`count_probe` found.
+    """What [`count_probe`] found.
 
     Attributes:
-        classification: logistic regression over the counts as classes; its ``test_accuracy`` is the share of exact
+        classification: logistic regression over the counts as classes; its `test_accuracy` is the share of exact
             matches, as VTAB reports it.
         regression: ridge regression of the counts.
         rounded_accuracy: share of test samples whose regressed count is right after rounding to the nearest integer
@@ -303,17 +309,17 @@ def count_probe(
     validation_fraction: float = VALIDATION_FRACTION,
     seed: int = 0,
 ) -> CountProbeResult:
-    """Count objects from frozen features in the two usual ways.
+    """Counts objects from frozen features in the two usual ways.
 
     VTAB (Zhai et al., arXiv 1910.04867) makes CLEVR/Count a classification over the counts that occur, scored by
-    exact matches: :func:`linear_probe`. Regression uses that counts are ordered: :func:`ridge_probe`, also rounded, so
-    that both give exact matches.
+    exact matches: [`linear_probe`]. Regression, by [`ridge_probe`], makes use of the order of counts. Its predictions
+    are also rounded, so that both give exact matches.
 
     Args:
-        train_features: ``(n, D)`` floating point.
-        train_counts: ``(n,)`` integers >= 0, of at least two values.
-        test_features: ``(m, D)`` floating point.
-        test_counts: ``(m,)`` integers >= 0.
+        train_features: `(n, D)` floating point.
+        train_counts: `(n,)` integers >= 0, of at least two values.
+        test_features: `(m, D)` floating point.
+        test_counts: `(m,)` integers >= 0.
         weight_decays: grid of the logistic regression.
         validation_fraction: share of the train set to choose on, stratified by count for the classification and
             random for the regression.
@@ -321,7 +327,7 @@ def count_probe(
 
     Raises:
         TypeError: features are not floating point or counts are not integers.
-        ValueError: as :func:`linear_probe`.
+        ValueError: as [`linear_probe`].
     """
     data = (train_features, train_counts, test_features, test_counts)
     choice: dict[str, Any] = {"validation_fraction": validation_fraction, "seed": seed}
@@ -333,21 +339,21 @@ def count_probe(
 
 
 def validation_mask(labels: Tensor, fraction: float, seed: int) -> Tensor:
-    """Stratified choice of validation samples. Every class keeps a sample outside it.
+    """Chooses validation samples, stratified by class. Every class keeps a sample outside them.
 
-    Every class of two or more samples gives about ``fraction`` of them; where that would be too few for one from each
+    Every class of two or more samples gives about `fraction` of them. If that would be too few for one from each such
     class, as many samples are drawn as there are such classes. Classes of one sample give none.
 
     Args:
-        labels: ``(n,)`` integers, n >= 1.
+        labels: `(n,)` integers, n >= 1.
         fraction: share of the samples to choose, above 0 and at most 0.5.
         seed: of the choice; the global random state is neither read nor changed.
 
     Returns:
-        Boolean ``(n,)`` mask of the validation samples, on the labels' device.
+        Boolean `(n,)` mask of the validation samples, on the labels' device.
 
     Raises:
-        ValueError: ``fraction`` is out of range, or every class has a single sample.
+        ValueError: `fraction` is out of range, or every class has a single sample.
     """
     if not 0 < fraction <= 0.5:
         raise ValueError(
@@ -370,13 +376,13 @@ def validation_mask(labels: Tensor, fraction: float, seed: int) -> Tensor:
 
 
 def low_shot_indices(labels: Tensor, fraction: float, seed: int) -> Tensor:
-    """Class-balanced subset of a labelled set, as for training with 1 % or 10 % of the labels.
+    """Draws a class-balanced subset of a labelled set, such as 1 % or 10 % of the labels.
 
-    Every class gives ``fraction`` times its size, rounded to the nearest integer (halves up), and at least one
+    Every class gives `fraction` times its size, rounded to the nearest integer (halves up), and at least one
     sample. For the same labels and seed a smaller fraction's subset lies inside a larger one's.
 
     Args:
-        labels: ``(n,)`` integers.
+        labels: `(n,)` integers.
         fraction: share of every class to keep, in (0, 1].
         seed: of the choice; the global random state is neither read nor changed.
 
@@ -384,7 +390,7 @@ def low_shot_indices(labels: Tensor, fraction: float, seed: int) -> Tensor:
         Indices of the chosen samples, int64, ascending, on the labels' device.
 
     Raises:
-        ValueError: ``fraction`` is out of range.
+        ValueError: `fraction` is out of range.
     """
     if not 0 < fraction <= 1:
         raise ValueError(
@@ -400,10 +406,10 @@ def low_shot_indices(labels: Tensor, fraction: float, seed: int) -> Tensor:
 
 
 def image_hashes(images: Tensor | NDArray) -> list[bytes]:
-    """A 256-bit BLAKE2b digest of every image's pixels; equal for equal images, else different for all purposes.
+    """A 256-bit BLAKE2b digest of every image's pixels: the same for equal images, different for any others.
 
     Args:
-        images: uint8 ``(n, ...)``.
+        images: uint8 `(n, ...)`.
 
     Raises:
         TypeError: the images are not uint8.
@@ -420,7 +426,7 @@ def duplicate_rows(train_hashes: Sequence[bytes], test_hashes: Sequence[bytes]) 
     """Test images whose exact pixels also occur in the train set (CIFAR-100 has ten).
 
     Args:
-        train_hashes: :func:`image_hashes` of the n train images.
+        train_hashes: [`image_hashes`] of the n train images.
         test_hashes: those of the m test images.
 
     Returns:
@@ -431,10 +437,10 @@ def duplicate_rows(train_hashes: Sequence[bytes], test_hashes: Sequence[bytes]) 
 
 
 def check_labels(labels: Tensor, num_features: int, name: str) -> None:
-    """Raise unless ``labels`` is an integer ``(num_features,)`` tensor of values >= 0.
+    """Raises unless `labels` is an integer `(num_features,)` tensor of values >= 0.
 
     Raises:
-        TypeError: ``labels`` is not an integer tensor.
+        TypeError: `labels` is not an integer tensor.
         ValueError: the shape is another or a label is negative.
     """
     integer = isinstance(labels, Tensor) and not (labels.is_floating_point() or labels.is_complex())

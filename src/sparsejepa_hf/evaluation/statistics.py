@@ -27,7 +27,7 @@ class Summary:
 
 
 def summarize(values: Sequence[float] | Mapping[Hashable, float]) -> Summary:
-    """Mean, standard deviation (divisor n - 1) and number of ``values``, a sequence or a mapping from seeds.
+    """Mean, standard deviation (divisor n - 1) and number of `values`, a sequence or a mapping from seeds.
 
     Raises:
         ValueError: there is no value, or one is NaN or infinite.
@@ -67,7 +67,7 @@ class PairedDifference:
 
     @property
     def is_larger_than_spread(self) -> bool | None:
-        """Whether ``|mean| > std``: the difference exceeds its own scatter from seed to seed. None for one seed.
+        """Whether `|mean| > std`: the difference exceeds its own scatter from seed to seed. None for one seed.
 
         At 95 %, an interval that leaves out 0 asks for more than this up to n = 6, and for less from n = 7 on.
         """
@@ -88,11 +88,11 @@ def paired_difference(
         confidence: of the interval, in (0, 1).
 
     Returns:
-        With one seed, ``std``, ``low``, ``high`` and ``p_value`` are None. If all differences are equal, the interval
+        With one seed, `std`, `low`, `high` and `p_value` are None. If all differences are equal, the interval
         has no width and the p value is 0, or 1 if they all are 0.
 
     Raises:
-        ValueError: the seeds differ, there is none, a value is NaN or infinite, or ``confidence`` is out of range.
+        ValueError: the seeds differ, there is none, a value is NaN or infinite, or `confidence` is out of range.
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}, but a number between 0 and 1 is expected, for example 0.95.")
@@ -126,8 +126,8 @@ def verdict(
         higher_is_better: False for errors, such as the mean absolute error of counts.
 
     Returns:
-        For example ``"better by 1.2 points (95 % CI 0.3 to 2.1, n = 3)"``, where for errors the figures are those of
-        the reduction; ``"no difference shown: ..."`` where the interval holds 0, which is no proof of equality.
+        For example `"better by 1.2 points (95 % CI 0.3 to 2.1, n = 3)"`, where for errors the figures are those of
+        the reduction; `"no difference shown: ..."` where the interval holds 0, which is no proof of equality.
     """
     direction = scale if higher_is_better else -scale
     gain = direction * difference.mean

@@ -1,8 +1,8 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
-"""The data sets of the paper by name, stand-ins under names of their own, and data sets of the user's.
+"""The paper's data sets by name, stand-ins under names of their own, and any data of the user.
 
 A *spec* says which data set is meant: `cifar100` (from the Hub), `cifar100=/data/cifar100` (the same data set from
-local files, which are checked to be it) or `my_data=/data/mine` (any other data, under a name of its own; with
+local files, which are checked) or `my_data=/data/mine` (any other data, under a name of its own; with
 `my_data:count=/data/mine` its labels are numbers of objects). The registered names stand in tasks.yaml.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import glob
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -34,17 +34,17 @@ class Task:
     Attributes:
         name: what results are reported under.
         kind: `"classification"` (labels 0 .. num_classes - 1) or `"count"` (labels are numbers of objects).
-        num_train: rows of the train split; None where unknown, for a data set of the user's.
+        num_train: rows of the train split; None where unknown, as for data of the user.
         num_test: rows of the test split; None where unknown.
         num_classes: number of classes, or of different counts; None where unknown.
-        image_size: side of the square images to evaluate at, in pixels, a hint; None where unknown.
+        image_size: suggested side of the square images, in pixels; None where unknown.
         citation: authors, year and title.
         hub_id: name on the Hugging Face Hub; None where no copy is known.
         config: configuration on the Hub.
         train_split: its name on the Hub and in local files.
         test_split: the split that results are reported on; in local files `test` or `validation` may stand in for it.
         image_column: column of the images on the Hub; found by itself if None, as for local files.
-        label_column: column of the labels on the Hub; likewise.
+        label_column: column of the labels on the Hub; found by itself if None, as for local files.
         lowest_label: smallest label, 0 except for counts.
         other_num_train: further sizes of the train split that are accepted.
         paper_name: column of the paper's table of results; None if the paper does not report on it.
@@ -69,7 +69,7 @@ class Task:
     image_column: str | None = None
     label_column: str | None = None
     lowest_label: int = 0
-    other_num_train: Sequence[int] = ()
+    other_num_train: tuple[int, ...] = ()
     paper_name: str | None = None
     stands_for: str | None = None
     caveat: str | None = None
@@ -92,7 +92,13 @@ class Task:
 
 
 _REGISTRY = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
-TASKS: Mapping[str, Task] = MappingProxyType({name: Task(name, **entry) for name, entry in _REGISTRY.items()})
+# YAML has no tuples, and a task with a list could not be a key.
+TASKS: Mapping[str, Task] = MappingProxyType(
+    {
+        name: Task(name, **(entry | {"other_num_train": tuple(entry.get("other_num_train", ()))}))
+        for name, entry in _REGISTRY.items()
+    }
+)
 
 
 def find_task(spec: str) -> Task:
@@ -145,23 +151,23 @@ def load_task(
     """One split of a task, checked, with the columns `image` and `label`.
 
     Files under a registered name must have its number of rows and classes and no label out of its range, so that no
-    other data are reported under that name. For data of the user's, `test` is their split `test`, else `validation`;
+    other data are reported under that name. For data of the user, `test` is their split `test`, else `validation`;
     the classes are those of their train split. Class names of the test split are matched with those of train.
 
     Args:
         spec: see [`find_task`], or what it returns.
         split: `"train"` or `"test"`, whatever the files call them.
-        max_examples: keep so many, at random by `seed`; the checks are made before, on all.
+        max_examples: size of a random subset; None for all. The checks are made on all rows.
         seed: seed of the subset.
         image_column: column of the images; the registered one on the Hub, else found by itself if None.
-        label_column: column of the labels; likewise.
+        label_column: column of the labels; chosen in the same way.
         cache_dir: where `datasets` keeps its prepared files.
 
     Returns:
         A `datasets.Dataset`; `label` holds integers: ClassLabel or class indices from 0, or numbers of objects.
 
     Warns:
-        UserWarning: data of the user's lack some class in train, or the Hub's copy has another size than registered.
+        UserWarning: data of the user lack some class in train, or the Hub's copy has another size than registered.
 
     Raises:
         ValueError: there are no labels or no rows; labels are missing, out of range or, for counts, no numbers; rows

@@ -8,9 +8,18 @@ import pytest
 import yaml
 
 from examples.reproduce import paper_table, sweep
-from examples.reproduce.experiment import RAW_PIXELS, UNTRAINED, measure, parse_changes, read_record, show
+from examples.reproduce.experiment import (
+    RAW_PIXELS,
+    UNTRAINED,
+    make_evaluator,
+    make_parser,
+    measure,
+    parse_changes,
+    read_record,
+    show,
+)
 from examples.reproduce.runs import IJEPA, SPARSEJEPA, Runs
-from sparsejepa_hf.evaluation import Evaluator
+from sparsejepa_hf.evaluation import Evaluator, ProbeSettings
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +172,21 @@ def test_variants_are_read_as_yaml_reads_values():
         "latent_position": "encoder",
         "latent_residual": True,
     }
+
+
+def test_probe_flags_become_settings_and_reach_no_run():
+    parser = make_parser(None, "results.json", "work")
+    flags = ["--probe_seed", "3", "--keep_duplicates", "--probe_precision", "bf16", "--probe_train_examples", "9"]
+    own, rest = parser.parse_known_args(["recipe.yaml", *flags, "--probe_device", "cpu", "--low_shot", "0.1"])
+    assert rest == [] and make_evaluator(own).settings == ProbeSettings(
+        feature_kinds=("last/mean",),
+        low_shot=(0.1,),
+        exclude_duplicates=False,
+        max_train_examples=9,
+        seed=3,
+        mixed_precision="bf16",
+        device="cpu",
+    )
 
 
 def test_only_results_files_are_read_and_a_page_without_marks_is_an_error(tmp_path):

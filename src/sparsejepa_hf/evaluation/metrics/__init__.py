@@ -21,10 +21,10 @@ _TOP = 5
 
 
 def metric_path(name: str) -> str:
-    """Folder of a metric, for ``evaluate.load(metric_path("classification"))`` and ``evaluate.combine``.
+    """Folder of a metric, for `evaluate.load(metric_path("classification"))` and `evaluate.combine`.
 
     Args:
-        name: one of ``METRICS``.
+        name: one of `METRICS`.
 
     Raises:
         ValueError: there is no metric of this name.
@@ -35,14 +35,14 @@ def metric_path(name: str) -> str:
 
 
 def load_metric(name: str, **options: Any) -> Any:
-    """``evaluate.load`` for a metric of this package. It needs no network.
+    """`evaluate.load` for a metric of this package. It needs no network.
 
     Args:
-        name: one of ``METRICS``.
-        options: as for ``evaluate.load``, such as ``num_process``, ``process_id`` and ``keep_in_memory``.
+        name: one of `METRICS`.
+        options: as for `evaluate.load`, such as `num_process`, `process_id` and `keep_in_memory`.
 
     Returns:
-        An ``evaluate.Metric``.
+        An `evaluate.Metric`.
 
     Raises:
         ValueError: there is no metric of this name.
@@ -57,21 +57,21 @@ def best_classes(scores: Tensor) -> Tensor:
     """The classes with the highest scores, best first, as the metric `classification` takes them.
 
     Args:
-        scores: ``(n, C)``. Of equal scores the lower class goes first.
+        scores: `(n, C)`. Of equal scores the lower class goes first.
 
     Returns:
-        ``(n, 5)`` int64, or ``(n, 1)`` where there are at most five classes.
+        `(n, 5)` int64, or `(n, 1)` where there are at most five classes.
     """
     count = _TOP if scores.shape[1] > _TOP else 1
     return scores.sort(dim=1, descending=True, stable=True).indices[:, :count]
 
 
 def classification_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """What fine-tuning reports, from logits ``(n, C)`` and labels ``(n,)``.
+    """What fine-tuning reports, from logits `(n, C)` and labels `(n,)`.
 
     Returns:
-        ``accuracy`` (top-1), ``balanced_accuracy`` (mean recall of the classes that occur) and, with more than five
-        classes, ``top5_accuracy``, all in [0, 1]; and the mean ``cross_entropy`` in nats.
+        `accuracy` (top-1), `balanced_accuracy` (mean recall of the classes that occur) and, with more than five
+        classes, `top5_accuracy`, all in [0, 1]; and the mean `cross_entropy` in nats.
     """
     logits = torch.as_tensor(prediction.predictions).float()
     labels = torch.as_tensor(prediction.label_ids).long()
@@ -82,10 +82,10 @@ def classification_metrics(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def check_features(features: Tensor, name: str = "features") -> None:
-    """Raise unless ``features`` is a finite floating-point ``(n >= 1, D >= 1)`` tensor.
+    """Raises unless `features` is a finite floating-point `(n >= 1, D >= 1)` tensor.
 
     Raises:
-        TypeError: ``features`` is not a floating-point tensor.
+        TypeError: `features` is not a floating-point tensor.
         ValueError: the shape is another, or an entry is NaN or infinite.
     """
     if not isinstance(features, Tensor) or not features.is_floating_point():
@@ -105,28 +105,28 @@ def check_features(features: Tensor, name: str = "features") -> None:
 
 
 def non_finite_rows(features: Tensor) -> list[int]:
-    """Indices of the rows of an ``(n, D)`` tensor that hold a NaN or an infinity."""
+    """Indices of the rows of an `(n, D)` tensor that hold a NaN or an infinity."""
     return (~torch.isfinite(features).all(dim=1)).nonzero().flatten().tolist()
 
 
 def rankme(features: Tensor) -> Tensor:
     """RankMe, the smooth effective rank of Garrido et al. (arXiv 2210.02885, equations 1 and 2).
 
-    With singular values s, ``p = s / sum(s) + 1e-7`` and ``RankMe = exp(-sum(p * log(p)))``. The features are not
-    centred, as in the paper. Because of the 1e-7 the bounds 1 and min(n, D) hold up to about ``2e-6 * min(n, D)`` in
+    With singular values s, `p = s / sum(s) + 1e-7` and `RankMe = exp(-sum(p * log(p)))`. The features are not
+    centred, as in the paper. Because of the 1e-7 the bounds 1 and min(n, D) hold up to about `2e-6 * min(n, D)` in
     the exponent. A fully collapsed, all-zero matrix gives about 1.
 
     Nothing is copied to the host here; on CUDA, torch's own SVD routine may still synchronise.
 
     Args:
-        features: ``(n, D)`` floating point, finite, unchecked. The paper uses n = 25,600; n should well exceed D.
+        features: `(n, D)` floating point, finite, unchecked. The paper uses n = 25,600; n should well exceed D.
 
     Returns:
         0-d tensor in about [1, min(n, D)], without gradient, on the features' device; float64 if the features are,
         else float32.
 
     Raises:
-        ValueError: the shape is not ``(n, D)`` or there is nothing in it.
+        ValueError: the shape is not `(n, D)` or there is nothing in it.
     """
     singular_values = torch.linalg.svdvals(_matrix(features, minimum_rows=1))
     total = singular_values.sum().clamp_min(torch.finfo(singular_values.dtype).tiny)
@@ -140,14 +140,14 @@ def feature_std(features: Tensor) -> Tensor:
     Nothing is copied to the host.
 
     Args:
-        features: ``(n, D)`` floating point with n >= 2.
+        features: `(n, D)` floating point with n >= 2.
 
     Returns:
         0-d tensor >= 0 in the features' units, without gradient, on the features' device; the standard deviation is
         the unbiased one (divisor n - 1). float64 if the features are, else float32.
 
     Raises:
-        ValueError: the shape is not ``(n >= 2, D)``.
+        ValueError: the shape is not `(n >= 2, D)`.
     """
     return _matrix(features, minimum_rows=2).std(dim=0).mean()
 
@@ -164,12 +164,12 @@ def _matrix(features: Tensor, minimum_rows: int) -> Tensor:
 
 @dataclass(frozen=True)
 class PowerLawFit:
-    """The power law ``eigenvalue ~ rank ** -alpha`` fitted to a spectrum.
+    """The power law `eigenvalue ~ rank ** -alpha` fitted to a spectrum.
 
     Attributes:
         alpha: the exponent, or None where fewer than two eigenvalues are left to fit, as after a collapse.
         r2: share of the variance of the log eigenvalues that the fitted line explains, <= 1, each rank weighted as
-            in the fit; None without a fit. Near 1 the spectrum is a power law and ``alpha`` means something.
+            in the fit; None without a fit. Near 1 the spectrum is a power law and `alpha` means something.
         first_rank: rank of the first eigenvalue fitted, from 1.
         last_rank: rank of the last eigenvalue fitted, at most the number of eigenvalues above rounding.
     """
@@ -188,7 +188,7 @@ def alpha_req(features: Tensor, *, first_rank: int = 4, last_rank: int = 100) ->
     larger one means that few directions hold the variance, a smaller one that it is spread, noise included.
 
     Args:
-        features: ``(n, D)`` floating point, n >= 2. The covariance is taken in float64, of the centred features.
+        features: `(n, D)` floating point, n >= 2. The covariance is taken in float64, of the centred features.
         first_rank: first eigenvalue of the fit, from 1; the first few often lie above the power law. The
             default range, ranks 4 to 100, is the one in common use.
         last_rank: last eigenvalue of the fit. Fewer are used where fewer are above rounding, at most min(n - 1, D).
@@ -196,7 +196,7 @@ def alpha_req(features: Tensor, *, first_rank: int = 4, last_rank: int = 100) ->
 
     Raises:
         TypeError: the features are not floating point.
-        ValueError: they are not ``(n >= 2, D)`` or not finite, or not ``1 <= first_rank < last_rank``.
+        ValueError: they are not `(n >= 2, D)` or not finite, or not `1 <= first_rank < last_rank`.
     """
     check_features(features)
     if len(features) < 2:
@@ -221,7 +221,7 @@ def alpha_req(features: Tensor, *, first_rank: int = 4, last_rank: int = 100) ->
 
 
 def _covariance_eigenvalues(features: Tensor) -> Tensor:
-    """Eigenvalues above rounding of the covariance of ``(n, D)`` float64 features, in falling order."""
+    """Eigenvalues above rounding of the covariance of `(n, D)` float64 features, in falling order."""
     centred = features - features.mean(dim=0)
     n, dim = centred.shape
     # Both products have the same eigenvalues apart from zeros; the smaller is cheaper.
@@ -237,10 +237,10 @@ class FeatureSparsity:
 
     Attributes:
         exact_zero_share: share of all entries that are exactly 0, in [0, 1].
-        near_zero_share: share of all entries with ``|x| <= threshold``, in [0, 1].
-        l0: mean over vectors of the number of entries with ``|x| > threshold``, in [0, D].
+        near_zero_share: share of all entries with `|x| <= threshold`, in [0, 1].
+        l0: mean over vectors of the number of entries with `|x| > threshold`, in [0, D].
         l1: mean over vectors of the sum of absolute values, in the features' units.
-        hoyer: mean over vectors of Hoyer's ``(sqrt(D) - l1 / l2) / (sqrt(D) - 1)``, in [0, 1]: 0 if all entries
+        hoyer: mean over vectors of Hoyer's `(sqrt(D) - l1 / l2) / (sqrt(D) - 1)`, in [0, 1]: 0 if all entries
             have the same size, 1 if one alone is not 0. Vectors of zeros, for which it is not defined, are left out;
             None if there is no other, or if D = 1.
     """
@@ -255,15 +255,15 @@ class FeatureSparsity:
 def feature_sparsity(features: Tensor, *, threshold: float = 1e-6) -> FeatureSparsity:
     """ℓ0, ℓ1 and Hoyer sparsity of feature vectors (Hurley and Rickard, arXiv 0811.4706, compare them).
 
-    ``hoyer`` and ``exact_zero_share`` do not depend on the scale of the features; the others do.
+    `hoyer` and `exact_zero_share` do not depend on the scale of the features; the others do.
 
     Args:
-        features: ``(n, D)`` floating point.
+        features: `(n, D)` floating point.
         threshold: largest absolute value that counts as near zero, >= 0, in the features' units.
 
     Raises:
         TypeError: the features are not floating point.
-        ValueError: they are not ``(n, D)`` or not finite, or the threshold is negative or not finite.
+        ValueError: they are not `(n, D)` or not finite, or the threshold is negative or not finite.
     """
     check_features(features)
     if not 0 <= threshold < math.inf:
