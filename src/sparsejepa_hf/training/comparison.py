@@ -8,13 +8,13 @@ from ..evaluation import extract_features, knn_accuracy, linear_probe
 from ..evaluation.features import small_pixel_features
 from .monitors import comparison_device, full_float32, labelled_images
 from .pretraining import SparseJEPATrainer
-from .run_data import PreTrainingData
+from .run_data import MAX_BANK, PreTrainingData
 
 
 logger = logging.get_logger(__name__)
 
-# The most images of either set that are looked at.
-MAX_PROBE_TRAIN, MAX_PROBE_TEST = 20_000, 10_000
+# The most held-out images that are looked at.
+MAX_HELDOUT = 10_000
 
 
 def compare_features(
@@ -35,8 +35,7 @@ def compare_features(
     results: dict[str, dict[str, float]] = {}
     if trainer.is_world_process_zero() and data.bank is not None and data.heldout is not None:
         (bank, bank_labels), (images, labels) = (
-            labelled_images(dataset, limit)
-            for dataset, limit in ((data.bank, MAX_PROBE_TRAIN), (data.heldout, MAX_PROBE_TEST))
+            labelled_images(dataset, limit) for dataset, limit in ((data.bank, MAX_BANK), (data.heldout, MAX_HELDOUT))
         )
         if with_pixels:
             pixels = [small_pixel_features(bank), small_pixel_features(images)]
