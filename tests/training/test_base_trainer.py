@@ -23,24 +23,10 @@ from sparsejepa_hf.data import (
     to_rgb,
 )
 from sparsejepa_hf.training import NonFiniteLossError, image_processor
-from sparsejepa_hf.training import callbacks as steps
 from sparsejepa_hf.training.checkpoints import last_complete_checkpoint
-from sparsejepa_hf.training.proximal import AVERAGE_GRADIENT
 
 
 GROUP_WEIGHT = "sparsejepa.predictor.grouping.group_weight"
-
-
-def encoder(model, kind):
-    return [p.detach().clone() for p in getattr(steps.unwrap(model).sparsejepa, f"{kind}_encoder").parameters()]
-
-
-def group_weight(model):
-    return steps.unwrap(model).group_weight.detach().clone()
-
-
-def average_gradient(trainer):
-    return trainer.optimizer.state[trainer.model.group_weight][AVERAGE_GRADIENT]
 
 
 # ---- a run is a function of its options alone ----

@@ -36,8 +36,8 @@ class ImageTrainer(Trainer):
     before it is saved.
 
     Args:
-        model: of the class that the trainer is for.
-        args: of the class that the trainer is for.
+        model: an instance of `model_class`.
+        args: an instance of `arguments_class`.
         train_dataset: examples {"pixel_values": uint8 (C, S, S)}, which are augmented and normalised here, or float
             (C, H, W), which are used as they are.
         eval_dataset: held-out examples, never augmented; none is left out of an evaluation.

@@ -39,7 +39,7 @@ def compare_features(
         )
         if with_pixels:
             pixels = [small_pixel_features(bank), small_pixel_features(images)]
-            # Thousands of dimensions: each weight decay starts from the one before, so few iterations do.
+            # Fits of thousands of dimensions are slow, but each begins where the one before ended: few steps do.
             results |= _probe(trainer, "raw pixels", pixels, (bank_labels, labels), max_iter=40)
         encoder = trainer.model.sparsejepa
         features = [extract_features(encoder, part, preprocess=trainer.normalize) for part in (bank, images)]
@@ -57,7 +57,7 @@ def _probe(
     max_iter: int = 200,
 ) -> dict[str, dict[str, float]]:
     args, (bank, heldout) = trainer.args, features
-    # Both are computed where the bank lies.
+    # kNN and probe are computed where the bank lies.
     sets = (bank.to(comparison_device(args.device)), labels[0], heldout, labels[1])
     try:
         probe = linear_probe(*sets, seed=args.seed, max_iter=max_iter, allow_unseen_classes=True)

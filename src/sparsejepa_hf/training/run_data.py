@@ -110,7 +110,7 @@ def square_side(config: SparseJEPAConfig) -> int:
 
 
 def has_labels(dataset: ImageDataset) -> bool:
-    """Whether a data set's examples carry labels; -1, as test splits on the Hub often have, is none."""
+    """Whether a data set's examples carry labels; -1, which test splits on the Hub often have, stands for none."""
     if dataset.labels is not None:
         return bool((dataset.labels >= 0).any())
     example = dataset[0]
@@ -152,7 +152,7 @@ def _spread(dataset: datasets.Dataset, limit: int) -> datasets.Dataset:
 
 
 def _require_same_classes(train: datasets.Dataset, heldout: datasets.Dataset, *splits: str) -> None:
-    """Splits that are loaded alone number their classes alone."""
+    """Refuses splits with different class names: loaded separately, each numbers its own classes."""
     names = [getattr(dataset.features["label"], "names", None) for dataset in (train, heldout)]
     if names[0] != names[1]:
         differing = sorted(set(names[0] or []) ^ set(names[1] or []))[:5]
@@ -187,12 +187,12 @@ def load_finetuning_data(options: FineTuningDataArguments, side: int, holds_out:
     """Loads the labelled splits.
 
     Args:
-        options: which.
+        options: which images.
         side: of the model's images, in pixels.
         holds_out: whether a part of the training split is held out.
 
     Raises:
-        ValueError: a split is empty, has no labels, or labels outside its classes; or there are fewer than two
+        ValueError: a split is empty, or has no labels or labels outside its classes; or there are fewer than two
             classes.
     """
     train = _load_split(options, options.train_split, options.max_train_examples)
