@@ -189,7 +189,7 @@ class TestFiles:
         config.save_pretrained(tmp_path)
         for loaded in (SparseJEPAConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
             assert type(loaded) is SparseJEPAConfig
-            # What a loaded configuration knows beside its fields: where it came from, and where its code is.
+            # What a loaded configuration knows in addition to its fields: where it came from, and where its code is.
             elsewhere = {"_name_or_path": None, "auto_map": None}
             assert {**loaded.to_dict(), **elsewhere} == {**config.to_dict(), **elsewhere}
             for name, value in arguments.items():

@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# What PreTrainedConfig takes beside its dataclass fields.
+# What PreTrainedConfig takes in addition to its dataclass fields.
 _BASE_ARGUMENTS = {
     "architectures",
     "attn_implementation",

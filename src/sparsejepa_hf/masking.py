@@ -42,7 +42,7 @@ def _block_shapes(
 def _block_cells(height: int, width: int, num_target_patches: int) -> list[list[tuple[int, int]]]:
     """The ways to trim a rectangle to the exact count: a run from either end of any of its four edges.
 
-    What is left is the rectangle without that edge, plus the rest of the edge beside it: 4-connected.
+    What is left is 4-connected: the rectangle without that edge, and the rest of the edge next to it.
     """
     surplus = height * width - num_target_patches
     if surplus == 0:
@@ -197,7 +197,7 @@ class MultiBlockMaskSampler:
         """Samples masks for slots (B,) int64 of a step's global batch, on their device; returns as `__call__`."""
         keys = stream_keys(self.seed, step, slots, MASK_STREAM)
         target_mask = self._sample_targets(keys + 1)
-        # The context: of the patches in a random order, the first that no block touches.
+        # The context is the first patches, in a random order, that no block touches.
         order = uniform(keys, self.num_patches).scatter_(1, target_mask.flatten(1), 2.0)
         context = order.topk(self.num_context_patches, dim=1, largest=False, sorted=False).indices
         return context.sort(dim=1).values, target_mask

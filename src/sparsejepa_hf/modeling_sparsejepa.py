@@ -25,8 +25,8 @@ from .configuration_sparsejepa import SparseJEPAConfig
 
 
 _INDEX_TYPES = (torch.int64, torch.int32)
-# On a CPU, up to so many tokens, plain products take about as long as PyTorch's fused attention in fp32, depending on
-# the CPU. In bf16's backward pass they take a tenth of its time.
+# On a CPU and up to this many tokens, plain products take about as long as PyTorch's fused attention in fp32,
+# depending on the CPU. In bf16's backward pass they take a tenth of its time.
 _PLAIN_CPU_TOKENS = 128
 
 

@@ -14,8 +14,6 @@ import torch
 
 
 NONE = "–"
-
-
 _PACKAGES = ("torch", "transformers", "datasets", "accelerate", "evaluate", "safetensors", "timm", "numpy")
 
 

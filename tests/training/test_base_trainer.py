@@ -23,24 +23,10 @@ from sparsejepa_hf.data import (
     to_rgb,
 )
 from sparsejepa_hf.training import NonFiniteLossError, image_processor
-from sparsejepa_hf.training import callbacks as steps
 from sparsejepa_hf.training.checkpoints import last_complete_checkpoint
-from sparsejepa_hf.training.proximal import AVERAGE_GRADIENT
 
 
 GROUP_WEIGHT = "sparsejepa.predictor.grouping.group_weight"
-
-
-def encoder(model, kind):
-    return [p.detach().clone() for p in getattr(steps.unwrap(model).sparsejepa, f"{kind}_encoder").parameters()]
-
-
-def group_weight(model):
-    return steps.unwrap(model).group_weight.detach().clone()
-
-
-def average_gradient(trainer):
-    return trainer.optimizer.state[trainer.model.group_weight][AVERAGE_GRADIENT]
 
 
 # ---- a run is a function of its options alone ----
@@ -491,6 +477,25 @@ def test_every_held_out_image_is_evaluated(make_trainer, make_dataset):
     trainer = make_trainer(eval_dataset=make_dataset(11), dataloader_drop_last=True)
     assert sum(len(batch["pixel_values"]) for batch in trainer.get_eval_dataloader()) == 11
     assert trainer.args.dataloader_drop_last
+
+
+def test_workers_of_the_evaluation_persist_if_asked_to(make_trainer, make_dataset):
+    options = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+    trainer = make_trainer(eval_dataset=make_dataset(11), **options)
+    assert trainer.get_eval_dataloader() is trainer.get_eval_dataloader()
+
+
+def test_an_optimizer_that_takes_the_whole_model_is_given_it(make_trainer):
+    """As transformers' Muon and Dion, which are made by a factory."""
+
+    class Factory:
+        def __call__(self, model, lr):
+            return torch.optim.SGD(model.parameters(), lr=lr)
+
+    trainer = make_trainer(config={"use_grouping": False})
+    trainer.optimizer_cls_and_kwargs = (Factory, {"lr": 0.5})
+    (group,) = trainer.create_optimizer().param_groups
+    assert len(group["params"]) == len(list(trainer.model.parameters())) and group["lr"] == 0.5
 
 
 def test_a_data_set_of_raw_images_is_refused_with_the_way_to_wrap_it(make_trainer):

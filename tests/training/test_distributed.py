@@ -88,7 +88,7 @@ ARGUMENTS = {
     BATCH: 4,
 }
 SAVED = {"save_strategy": "steps", "max_steps": 7}
-# The runs of two processes: arguments beside those above, and what else differs.
+# The runs of two processes: arguments in addition to those above, and what else differs.
 RUNS = {
     "plain": {},
     "accumulated": {"arguments": {BATCH: 2, "gradient_accumulation_steps": 2}},

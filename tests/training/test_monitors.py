@@ -203,7 +203,7 @@ def test_a_batch_of_one_image_has_no_spread_to_report():
 
 @pytest.fixture
 def check():
-    """Shows logs of a step to one guard; whether it stops the run. Its monitor holds so many images."""
+    """Shows logs of a step to one guard; whether it stops the run. Its monitor holds `num_images`."""
     guards = []
 
     def check(logs, step=1, action="warn", num_images=64):

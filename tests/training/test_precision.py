@@ -136,7 +136,7 @@ def test_they_are_kept_in_eager_bf16_alone_and_not_of_weights_in_pieces(make_tra
 
 @pytest.fixture
 def pretend(monkeypatch):
-    """Products that take so many milliseconds in fp32 and in bf16."""
+    """Products that take the given milliseconds in fp32 and in bf16."""
 
     def pretend(fp32, bf16):
         seconds = {torch.float32: 1e-3 * fp32, torch.bfloat16: 1e-3 * bf16}

@@ -179,7 +179,7 @@ def test_a_negative_threshold_is_refused():
 
 
 def random_metric(seed, shape, decades):
-    """C in float64, spread over so many powers of ten."""
+    """C in float64, spread over the given powers of ten."""
     generator = torch.Generator().manual_seed(seed + 2)
     return 10.0 ** (-decades * torch.rand(shape, generator=generator, dtype=torch.float64))
 
@@ -290,7 +290,7 @@ class Regression:
 
 
 def minimise(problem, sparsity_weight, make_optimizer, steps, batch=None, support_steps=None):
-    """W and the running average of its gradient after so many steps as the trainer takes them, η falling to zero."""
+    """W and the running average of its gradient after the given steps as the trainer takes them, η falling to zero."""
     weight = torch.nn.Parameter(
         torch.randn(problem.solution.shape, generator=torch.Generator().manual_seed(1)).double()
     )
@@ -338,7 +338,7 @@ def test_the_iteration_converges_to_the_solution_of_a_convex_solver(sparsity_wei
 
 
 def test_the_step_in_the_wrong_metric_does_not():
-    """Why the metric matters: without it, λ on the gradient's scale hardly does anything beside Adam."""
+    """Why the metric matters: without it, λ on the gradient's scale hardly does anything against Adam."""
     problem, sparsity_weight = Regression(0.4), 0.4
     weight = torch.nn.Parameter(
         torch.randn(problem.solution.shape, generator=torch.Generator().manual_seed(1)).double()

@@ -296,7 +296,7 @@ class ResidentImages(torch.utils.data.Dataset):
     A loader then moves eight bytes an image, where it would stack and copy its pixels.
 
     Args:
-        dataset: a cached [`ImageDataset`]; another's examples may be made on the way, and would not be here.
+        dataset: a cached [`ImageDataset`] and no subclass, which could change an image when it is asked for.
         device: where the images are to lie, all of them.
 
     Raises:

@@ -315,6 +315,9 @@ def _select_columns(dataset: AnyDataset, image_column: str | None, label_column:
             f"label_column is {label_column!r} of type {features[label_column]}; expected ClassLabels, integers, "
             "booleans or strings."
         )
+    new_names = {image_column: "image"} | ({label_column: "label"} if label_column else {})
+    # Before any cast, which would copy the other columns too.
+    dataset = dataset.select_columns(list(new_names))
     if label_column and _is_string(features[label_column]):
         if is_stream:
             raise ValueError(
@@ -325,11 +328,9 @@ def _select_columns(dataset: AnyDataset, image_column: str | None, label_column:
             dataset = dataset.cast_column(label_column, Value("string"))
         names = sorted(name for name in dataset.unique(label_column) if name is not None)
         dataset = dataset.cast_column(label_column, ClassLabel(names=names))
-    new_names = {image_column: "image"} | ({label_column: "label"} if label_column else {})
     renames = {column: name for column, name in new_names.items() if column != name}
     # A stream is renamed example by example, with images as its features say: decoded, unless told otherwise.
     dataset = dataset.cast_column(image_column, Image(decode=not (is_stream and renames)))
-    dataset = dataset.select_columns(list(new_names))
     dataset = dataset.rename_columns(renames) if renames else dataset
     return dataset.cast_column("image", Image()) if is_stream and renames else dataset
 

@@ -18,7 +18,7 @@ class ImageTrainingArguments(TrainingArguments):
 
     # The recipe, where transformers' default is another.
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay; none on biases and norms."})
-    logging_steps: float = field(default=50, metadata={"help": "Log every so many steps."})
+    logging_steps: float = field(default=50, metadata={"help": "Steps from one log to the next."})
     report_to: None | str | list[str] = field(
         default="tensorboard", metadata={"help": "Where logs go: tensorboard, wandb, mlflow, …, all or none."}
     )
@@ -136,7 +136,7 @@ class SparseJEPATrainingArguments(ImageTrainingArguments):
     )
 
     # Monitors.
-    knn_steps: int = field(default=0, metadata={"help": "kNN on the held-out set every so many steps; 0: never."})
+    knn_steps: int = field(default=0, metadata={"help": "Steps from one kNN of held-out images to the next; 0: none."})
     knn_k: int = field(default=20, metadata={"help": "Neighbours of the kNN monitor."})
     knn_max_examples: int = field(
         default=10_000, metadata={"help": "Most images that the kNN monitor takes, of either set."}

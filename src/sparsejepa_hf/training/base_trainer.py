@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, Trainer, ViTImageProcessor
 from transformers.image_utils import PILImageResampling
 
@@ -36,8 +36,8 @@ class ImageTrainer(Trainer):
     before it is saved.
 
     Args:
-        model: of the class that the trainer is for.
-        args: of the class that the trainer is for.
+        model: an instance of `model_class`.
+        args: an instance of `arguments_class`.
         train_dataset: examples {"pixel_values": uint8 (C, S, S)}, which are augmented and normalised here, or float
             (C, H, W), which are used as they are.
         eval_dataset: held-out examples, never augmented; none is left out of an evaluation.
@@ -138,31 +138,15 @@ class ImageTrainer(Trainer):
             return pixel_values
         return normalize_images(pixel_values, self.processing_class.image_mean, self.processing_class.image_std)
 
-    def _get_dataloader(
-        self,
-        dataset: Dataset,
-        description: str,
-        batch_size: int,
-        sampler_fn: Callable[[Dataset], Sampler | None] | None = None,
-        is_training: bool = False,
-        dataloader_key: str | None = None,
-    ) -> DataLoader:
-        """As in `Trainer` for training. `dataloader_drop_last` is for training alone: evaluations and tests get the
-        last, smaller batch too."""
-        if is_training:
-            return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
-        has_places = sampler_fn is not None and not isinstance(dataset, IterableDataset)
-        loader = DataLoader(
-            dataset,
-            batch_size,
-            sampler=sampler_fn(dataset) if has_places and sampler_fn is not None else None,
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
-            multiprocessing_context=self.args.dataloader_multiprocessing_context,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
-        )
-        return self.accelerator.prepare(loader)
+    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
+        """As in `Trainer`, but `dataloader_drop_last` is for training alone: evaluations and tests get the last,
+        smaller batch too."""
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drop_last and is_training
+        try:
+            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drop_last
 
     # ---- one step ----
 
@@ -176,8 +160,9 @@ class ImageTrainer(Trainer):
             optimizer_class, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
                 self.args, self.model
             )
-            # Some optimizers of transformers come with their own; those are left to it.
-            if not {"params", "model", "optimizer_dict"} & options.keys():
+            # Some of transformers' optimizers bring their own groups, or take the whole model; those are left to it.
+            takes_groups = isinstance(optimizer_class, type) and issubclass(optimizer_class, Optimizer)
+            if takes_groups and not {"params", "model", "optimizer_dict"} & options.keys():
                 groups = self.parameter_groups(self.model if model is None else model)
                 self.optimizer: Optimizer | None = optimizer_class(groups, **options)
         return super().create_optimizer(model)

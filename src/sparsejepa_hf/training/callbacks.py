@@ -69,7 +69,7 @@ class LossWeights(TrainingCallback):
         self.kl_weight = self._config.kl_weight * kl
 
     def metrics(self, average: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """`sparsity_weight`, `kl_weight`, as far as the model has a use for them."""
+        """`sparsity_weight` and `kl_weight`, if the model uses them."""
         if not self._config.use_grouping:
             return {}
         kl_weight = {"kl_weight": self.kl_weight} if self._config.variational else {}

@@ -29,7 +29,7 @@ def last_complete_checkpoint(output_dir: str) -> str:
 
 
 def refuse_other_checkpoints(arguments: TrainingArguments) -> None:
-    """Refuses to begin a run beside another's checkpoints: a later resume would take the newest, whichever run's.
+    """Refuses to begin a run beside another's checkpoints: a later resume would take the newest, whoever wrote it.
 
     Raises:
         ValueError: `output_dir` holds checkpoints, and the run is not to go on from them.

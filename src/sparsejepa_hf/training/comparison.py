@@ -8,13 +8,13 @@ from ..evaluation import extract_features, knn_accuracy, linear_probe
 from ..evaluation.features import small_pixel_features
 from .monitors import comparison_device, full_float32, labelled_images
 from .pretraining import SparseJEPATrainer
-from .run_data import PreTrainingData
+from .run_data import MAX_BANK, PreTrainingData
 
 
 logger = logging.get_logger(__name__)
 
-# The most images of either set that are looked at.
-MAX_PROBE_TRAIN, MAX_PROBE_TEST = 20_000, 10_000
+# The most held-out images that are looked at.
+MAX_HELDOUT = 10_000
 
 
 def compare_features(
@@ -35,12 +35,11 @@ def compare_features(
     results: dict[str, dict[str, float]] = {}
     if trainer.is_world_process_zero() and data.bank is not None and data.heldout is not None:
         (bank, bank_labels), (images, labels) = (
-            labelled_images(dataset, limit)
-            for dataset, limit in ((data.bank, MAX_PROBE_TRAIN), (data.heldout, MAX_PROBE_TEST))
+            labelled_images(dataset, limit) for dataset, limit in ((data.bank, MAX_BANK), (data.heldout, MAX_HELDOUT))
         )
         if with_pixels:
             pixels = [small_pixel_features(bank), small_pixel_features(images)]
-            # Thousands of dimensions: each weight decay starts from the one before, so few iterations do.
+            # Fits of thousands of dimensions are slow, but each begins where the one before ended: few steps do.
             results |= _probe(trainer, "raw pixels", pixels, (bank_labels, labels), max_iter=40)
         encoder = trainer.model.sparsejepa
         features = [extract_features(encoder, part, preprocess=trainer.normalize) for part in (bank, images)]
@@ -58,7 +57,7 @@ def _probe(
     max_iter: int = 200,
 ) -> dict[str, dict[str, float]]:
     args, (bank, heldout) = trainer.args, features
-    # Both are computed where the bank lies.
+    # kNN and probe are computed where the bank lies.
     sets = (bank.to(comparison_device(args.device)), labels[0], heldout, labels[1])
     try:
         probe = linear_probe(*sets, seed=args.seed, max_iter=max_iter, allow_unseen_classes=True)

@@ -171,8 +171,8 @@ def group_weight_statistics(group_weight: Tensor) -> dict[str, float]:
 
     `zero_columns`: share of the G·K columns that are exactly zero. `groups_per_living_latent`: groups that a living
     latent belongs to, on average. `selectivity`: 1 − H/log G, with H the entropy of a living latent's column norms
-    over the groups, on average: 0 if it is in all groups alike, 1 if it is in one. `dead_latents`, `dead_groups`: how
-    many belong to none, hold none. `mean_column_norm`: over all columns.
+    over the groups, on average: 0 if it is in all groups alike, 1 if it is in one. `dead_latents`: how many latents
+    belong to no group. `dead_groups`: how many groups hold no latent. `mean_column_norm`: over all columns.
     """
     norms = torch.linalg.vector_norm(group_weight.detach().float(), dim=1)
     held = norms > 0
@@ -216,8 +216,8 @@ def optimality_statistics(group_weight: Tensor, average_gradient: Tensor, sparsi
 class Throughput(TrainingCallback):
     """Images a second of training, over all processes.
 
-    What lies between a step's end and the end of an evaluation, of a save, or of a measurement that logs for itself,
-    is not training. So this callback stands before those that measure.
+    The time from the end of a step to the end of an evaluation, a save or a kNN measurement does not count. So this
+    callback must come before the one that measures.
     """
 
     def __init__(self) -> None:
@@ -295,7 +295,7 @@ class KNNMonitor(TrainerCallback):
         if state.global_step % args.knn_steps == 0 or state.global_step >= state.max_steps:
             should_log = control.should_log
             self._measure(args, model)
-            # Logging the accuracy clears the wish; the step's own losses are still to be logged.
+            # Logging the accuracy clears it, but the losses of this step are still to be logged.
             control.should_log = should_log
 
     def _measure(self, args: Arguments, model: nn.Module) -> None:
@@ -305,7 +305,7 @@ class KNNMonitor(TrainerCallback):
             for images in (self._bank_images, self._images)
         )
         k = min(args.knn_k, len(bank))
-        # It is computed where the bank lies.
+        # kNN is computed where the bank lies.
         bank = bank.to(comparison_device(args.device))
         with full_float32():
             accuracy = knn_accuracy(bank, self._bank_labels, heldout, self._labels, k=k)
@@ -319,7 +319,7 @@ def comparison_device(device: torch.device) -> torch.device:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Products in float32 keep its precision here, also on a GPU where training rounds them to TF32."""
+    """Matrix products of float32 keep its precision here, also on a GPU where training rounds them to TF32."""
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision
     if before == "tf32":
@@ -327,7 +327,7 @@ def full_float32() -> Iterator[None]:
     try:
         yield
     finally:
-        # Set only where it was changed: a value of its own no longer follows the global one.
+        # Set only where it was changed: once set, this option no longer follows the global one.
         if before == "tf32":
             matmul.fp32_precision = before
 

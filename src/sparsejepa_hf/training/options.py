@@ -26,32 +26,40 @@ _DATASET_HELP = (
 
 
 @dataclass
-class DataArguments:
+class ImageDataArguments:
+    """Which images, for pre-training and for fine-tuning."""
+
+    dataset: str = field(metadata={"help": _DATASET_HELP})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    image_column: str | None = field(default=None, metadata={"help": "Default: the only image column."})
+    label_column: str | None = field(default=None, metadata={"help": "Default: the only label column, if any."})
+    load_size: int | None = field(
+        default=None,
+        metadata={"help": "Side that training images are decoded to before augmentation; default: the model's."},
+    )
+    max_train_examples: int | None = field(
+        default=None, metadata={"help": "Take this many images of train_split, chosen at random; default: all."}
+    )
+    dataset_seed: int = field(
+        default=0,
+        metadata={"help": "Seed of subsets, of a validation part, of the built-in scenes and of a stream's order."},
+    )
+    max_bad_fraction: float = field(default=0.01, metadata={"help": "Largest share of undecodable images."})
+
+
+@dataclass
+class DataArguments(ImageDataArguments):
     """Which images to pre-train on, and how the result is looked at."""
 
     dataset: str = field(default="synthetic-scenes", metadata={"help": _DATASET_HELP})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
-    train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str | None = field(default=None, metadata={"help": "Held-out split, for the monitors; or none."})
-    scene_max_objects: int = field(default=4, metadata={"help": "Most objects of a synthetic-scenes image, 1 to 8."})
-    image_column: str | None = field(default=None, metadata={"help": "Default: the only image column."})
-    label_column: str | None = field(default=None, metadata={"help": "Default: the only label column, if any."})
-    streaming: bool = field(default=False, metadata={"help": "Read on the fly, in bounded memory; needs max_steps."})
-    shuffle_buffer: int = field(default=10_000, metadata={"help": "Examples of the shuffle buffer when streaming."})
-    load_size: int | None = field(
-        default=None,
-        metadata={"help": "Side that training images are decoded to before augmentation; default: image_size."},
-    )
-    max_train_examples: int | None = field(
-        default=None, metadata={"help": "Train on this many images, chosen at random; default: all."}
-    )
     max_eval_examples: int | None = field(
         default=None, metadata={"help": "Take this many held-out images, chosen at random; default: all."}
     )
-    dataset_seed: int = field(
-        default=0, metadata={"help": "Seed of subsets, of the built-in scenes and of a stream's shuffling."}
-    )
-    max_bad_fraction: float = field(default=0.01, metadata={"help": "Largest share of undecodable images."})
+    scene_max_objects: int = field(default=4, metadata={"help": "Most objects of a synthetic-scenes image, 1 to 8."})
+    streaming: bool = field(default=False, metadata={"help": "Read on the fly, in bounded memory; needs max_steps."})
+    shuffle_buffer: int = field(default=10_000, metadata={"help": "Examples of the shuffle buffer when streaming."})
     image_mean: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5], metadata={"help": "Of each channel."})
     image_std: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5], metadata={"help": "Of each channel."})
     probe: bool = field(
@@ -120,18 +128,18 @@ class FineTuningModelArguments:
 
 
 @dataclass
-class FineTuningDataArguments:
+class FineTuningDataArguments(ImageDataArguments):
     """Which labelled images to train and to test on.
 
     Raises:
         ValueError: for values outside the stated ranges.
     """
 
-    dataset: str = field(metadata={"help": _DATASET_HELP})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
-    train_split: str = field(default="train", metadata={"help": "Split to train on."})
     test_split: str = field(
         default="test", metadata={"help": "Split that the finished model is tested on, once; nothing is chosen on it."}
+    )
+    max_test_examples: int | None = field(
+        default=None, metadata={"help": "Take this many images of test_split, chosen at random; default: all."}
     )
     validation_fraction: float = field(
         default=0.1,
@@ -140,21 +148,6 @@ class FineTuningDataArguments:
             "load_best_model_at_end; with eval_strategy no, nothing is held out."
         },
     )
-    image_column: str | None = field(default=None, metadata={"help": "Default: the only image column."})
-    label_column: str | None = field(default=None, metadata={"help": "Default: the only label column."})
-    load_size: int | None = field(
-        default=None,
-        metadata={"help": "Side that training images are decoded to before augmentation; default: the model's."},
-    )
-    max_train_examples: int | None = field(
-        default=None,
-        metadata={"help": "Take this many images of train_split, validation part included, chosen at random."},
-    )
-    max_test_examples: int | None = field(
-        default=None, metadata={"help": "Take this many images of test_split, chosen at random."}
-    )
-    dataset_seed: int = field(default=0, metadata={"help": "Seed of subsets and of the validation part."})
-    max_bad_fraction: float = field(default=0.01, metadata={"help": "Largest share of undecodable images."})
     image_mean: list[float] | None = field(
         default=None, metadata={"help": "Of each channel; default: the checkpoint's image processor's."}
     )

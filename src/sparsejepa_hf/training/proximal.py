@@ -82,7 +82,7 @@ def group_lasso_step_(optimizer: Optimizer, group: dict[str, Any], sparsity_weig
         state[AVERAGE_GRADIENT] = torch.zeros_like(parameter, requires_grad=False)
         state[AVERAGED_STEPS] = 0
     weight, average, gradient = map(local_shard, (parameter, state[AVERAGE_GRADIENT], parameter.grad))
-    # Until so many are seen, the plain mean of all.
+    # The plain mean of all gradients, until there are more than `support_steps`.
     state[AVERAGED_STEPS] = min(support_steps, state[AVERAGED_STEPS] + 1)
     # A fused optimizer skips a step that overflowed in fp16 by itself; its gradient is passed over without asking.
     moved = average.lerp(gradient, 1.0 / state[AVERAGED_STEPS])

@@ -19,11 +19,11 @@ from ..data import (
 )
 from ..evaluation import validation_mask
 from .arguments import SparseJEPATrainingArguments
-from .options import DataArguments, FineTuningDataArguments
+from .options import DataArguments, FineTuningDataArguments, ImageDataArguments
 
 
-# The most images that vote in the comparison at the end of a run, where the training images are decoded for it.
-_MAX_BANK = 20_000
+# The most training images that the comparison at the end of a run looks at.
+MAX_BANK = 20_000
 
 
 @dataclass
@@ -52,18 +52,40 @@ def load_pretraining_data(
     """
     side = square_side(config)
     _require_steps_of_streams(options, training)
+
+    def load(split: str, max_examples: int | None, streaming: bool) -> Any:
+        source = None
+        if options.dataset == SYNTHETIC_SCENES:
+            # Rendered at the model's size.
+            count = {} if max_examples is None else {"num_examples": max_examples}
+            objects = options.scene_max_objects
+            source = build_scenes(
+                **count, seed=options.dataset_seed, image_size=side, max_objects=objects, split=split
+            )
+        return _load_split(options, split, max_examples, source, streaming)
+
+    def build(dataset: Any, side: int) -> Any:
+        return build_image_dataset(
+            dataset,
+            side,
+            max_bad_fraction=options.max_bad_fraction,
+            shuffle_buffer_size=options.shuffle_buffer,
+            seed=options.dataset_seed,
+            repeat=True,
+        )
+
     load_size = options.load_size or side
-    source = _load_split(options, options.train_split, options.max_train_examples, side, options.streaming)
-    train = _build(options, source, load_size)
+    source = load(options.train_split, options.max_train_examples, options.streaming)
+    train = build(source, load_size)
     data = PreTrainingData(train)
     # A stream is not labelled here, so only the evaluation loss would look at its held-out images.
     wants_heldout = not options.streaming or training.eval_strategy != "no"
     if options.eval_split is not None and options.eval_split.lower() != "none" and wants_heldout:
-        heldout = _load_split(options, options.eval_split, options.max_eval_examples, side)
-        data.heldout = _build(options, heldout, side)
+        heldout = load(options.eval_split, options.max_eval_examples, streaming=False)
+        data.heldout = build(heldout, side)
         if not options.streaming and has_labels(train) and has_labels(data.heldout):
             _require_same_classes(source, heldout, options.train_split, options.eval_split)
-            data.bank = train if load_size == side else _build(options, _spread(source, _MAX_BANK), side)
+            data.bank = train if load_size == side else build(_spread(source, MAX_BANK), side)
     if training.knn_steps and data.bank is None:
         raise ValueError(
             f"knn_steps is {training.knn_steps}, but the kNN monitor needs labels in train_split and in eval_split. "
@@ -88,7 +110,7 @@ def square_side(config: SparseJEPAConfig) -> int:
 
 
 def has_labels(dataset: ImageDataset) -> bool:
-    """Whether a data set's examples carry labels; -1, as test splits on the Hub often have, is none."""
+    """Whether a data set's examples carry labels; -1, which test splits on the Hub often have, stands for none."""
     if dataset.labels is not None:
         return bool((dataset.labels >= 0).any())
     example = dataset[0]
@@ -109,16 +131,11 @@ def _require_steps_of_streams(data: DataArguments, training: SparseJEPATrainingA
 
 
 def _load_split(
-    options: DataArguments, split: str, max_examples: int | None, side: int, streaming: bool = False
+    options: ImageDataArguments, split: str, max_examples: int | None, source: Any = None, streaming: bool = False
 ) -> Any:
-    source: Any = options.dataset
-    if source == SYNTHETIC_SCENES:
-        # Rendered at the model's size.
-        count = {} if max_examples is None else {"num_examples": max_examples}
-        objects = options.scene_max_objects
-        source = build_scenes(**count, seed=options.dataset_seed, image_size=side, max_objects=objects, split=split)
+    """A split of `source`, by default of the data set that the options name."""
     return load_image_dataset(
-        source,
+        options.dataset if source is None else source,
         split,
         name=options.dataset_config_name,
         image_column=options.image_column,
@@ -129,24 +146,13 @@ def _load_split(
     )
 
 
-def _build(options: DataArguments, dataset: Any, side: int) -> Any:
-    return build_image_dataset(
-        dataset,
-        side,
-        max_bad_fraction=options.max_bad_fraction,
-        shuffle_buffer_size=options.shuffle_buffer,
-        seed=options.dataset_seed,
-        repeat=True,
-    )
-
-
 def _spread(dataset: datasets.Dataset, limit: int) -> datasets.Dataset:
     """At most about `limit` examples, evenly spaced."""
     return dataset.select(range(0, len(dataset), max(1, len(dataset) // limit)))
 
 
 def _require_same_classes(train: datasets.Dataset, heldout: datasets.Dataset, *splits: str) -> None:
-    """Splits that are loaded alone number their classes alone."""
+    """Refuses splits with different class names: loaded separately, each numbers its own classes."""
     names = [getattr(dataset.features["label"], "names", None) for dataset in (train, heldout)]
     if names[0] != names[1]:
         differing = sorted(set(names[0] or []) ^ set(names[1] or []))[:5]
@@ -181,16 +187,16 @@ def load_finetuning_data(options: FineTuningDataArguments, side: int, holds_out:
     """Loads the labelled splits.
 
     Args:
-        options: which.
+        options: which images.
         side: of the model's images, in pixels.
         holds_out: whether a part of the training split is held out.
 
     Raises:
-        ValueError: a split is empty, has no labels, or labels outside its classes; or there are fewer than two
+        ValueError: a split is empty, or has no labels or labels outside its classes; or there are fewer than two
             classes.
     """
-    train = _load_labelled(options, options.train_split, options.max_train_examples)
-    test = _load_labelled(options, options.test_split, options.max_test_examples)
+    train = _load_split(options, options.train_split, options.max_train_examples)
+    test = _load_split(options, options.test_split, options.max_test_examples)
     labels, test_labels = _labels_of(train, options.train_split), _labels_of(test, options.test_split)
     names = getattr(train.features["label"], "names", None)
     class_names = list(names) if names else [str(index) for index in range(int(labels.max()) + 1)]
@@ -207,18 +213,6 @@ def load_finetuning_data(options: FineTuningDataArguments, side: int, holds_out:
         validation = build(train.select(np.flatnonzero(mask)), side)
         train = train.select(np.flatnonzero(~mask))
     return FineTuningData(class_names, build(train, options.load_size or side), validation, build(test, side))
-
-
-def _load_labelled(options: FineTuningDataArguments, split: str, max_examples: int | None) -> datasets.Dataset:
-    return load_image_dataset(
-        options.dataset,
-        split,
-        name=options.dataset_config_name,
-        image_column=options.image_column,
-        label_column=options.label_column,
-        max_examples=max_examples,
-        seed=options.dataset_seed,
-    )
 
 
 def _labels_of(dataset: datasets.Dataset, split: str) -> np.ndarray:
