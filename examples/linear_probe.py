@@ -16,7 +16,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
-from sparsejepa_hf.evaluation import Evaluator, ProbeSettings, find_task, load_encoder
+from sparsejepa_hf.evaluation import Evaluator, ProbeSettings, add_probe_flags, find_task, load_encoder, probe_settings
 from sparsejepa_hf.records import percent, provenance, table, write_record
 
 
@@ -42,16 +42,7 @@ def main() -> None:
     # The main process probes while the others wait.
     patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
     accelerator = Accelerator(cpu=own.probe_device in (None, "cpu"), kwargs_handlers=[patience])
-    settings = ProbeSettings(
-        feature_kinds=tuple(own.feature_kinds),
-        low_shot=tuple(own.low_shot),
-        exclude_duplicates=not own.keep_duplicates,
-        max_train_examples=own.probe_train_examples,
-        seed=own.probe_seed,
-        mixed_precision=own.probe_precision,
-        device=own.probe_device,
-    )
-    evaluator = Evaluator(own.output_dir, settings, accelerator=accelerator)
+    evaluator = Evaluator(own.output_dir, probe_settings(own), accelerator=accelerator)
     origin = provenance()
     tasks = {task.name: task for task in map(find_task, own.tasks)}
     if len(tasks) < len(own.tasks):
@@ -88,14 +79,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that the checkpoint brings along")
     parser.add_argument("--output_dir", default="runs/linear_probe", help="keeps features and finished probes")
     parser.add_argument("--results", help="JSON file to write; default: linear_probe.json in --output_dir")
-    default = ProbeSettings()
-    parser.add_argument("--feature_kinds", nargs="+", default=default.feature_kinds, help="LAYERS/POOLING")
-    parser.add_argument("--low_shot", type=float, nargs="*", default=default.low_shot, help="shares of the labels")
-    parser.add_argument("--probe_train_examples", type=int, help="probe on a random subset of this size")
-    parser.add_argument("--probe_seed", type=int, default=default.seed, help="of splits and subsets")
-    parser.add_argument("--keep_duplicates", action="store_true", help="keep test images that also occur in train")
-    parser.add_argument("--probe_precision", choices=("no", "bf16", "fp16"), default="no", help="of the encoder")
-    parser.add_argument("--probe_device", help="of encoder and kNN, such as cuda; default: the CPU")
+    add_probe_flags(parser, ProbeSettings())
     return parser.parse_args()
 
 

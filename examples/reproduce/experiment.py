@@ -19,7 +19,14 @@ import yaml
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from sparsejepa_hf.evaluation import Evaluator, ProbeSettings, VisionEncoder, find_task, load_encoder
+from sparsejepa_hf.evaluation import (
+    Evaluator,
+    ProbeSettings,
+    VisionEncoder,
+    add_probe_flags,
+    find_task,
+    load_encoder,
+)
 from sparsejepa_hf.evaluation.encoders import PIXELS
 from sparsejepa_hf.records import provenance, render_into
 
@@ -54,13 +61,7 @@ def make_parser(description: str | None, results: str, output_dir: str) -> argpa
     add("--jobs", type=int, default=1, help="runs at a time")
     add("--threads", type=int, help="CPU threads of each run; default: torch's")
     add("--launcher", default=sys.executable, help='starts a run, such as "accelerate launch"')
-    add("--feature_kinds", nargs="+", default=["last/mean"], help="LAYERS/POOLING; the probe chooses on validation")
-    add("--low_shot", type=float, nargs="*", default=[], help="also probe on these shares of the labels")
-    add("--probe_train_examples", type=int, help="probe on a random subset of this size")
-    add("--probe_seed", type=int, default=0, help="of the probes' splits and subsets")
-    add("--keep_duplicates", action="store_true", help="keep test images that also occur in train")
-    add("--probe_precision", choices=("no", "bf16", "fp16"), default="no", help="of the encoders")
-    add("--probe_device", help="of encoders and kNN, such as cuda; default: the CPU")
+    add_probe_flags(parser, ProbeSettings(feature_kinds=("last/mean",), low_shot=()))
     add("--results", default=results, help="file to write; table and plot go beside it")
     add("--render", help="measure nothing: render this results file")
     add("--into", nargs="+", default=[], help="Markdown files that carry the table between marks")
@@ -106,20 +107,6 @@ def parse_value(text: str) -> Any:
         return float(value) if isinstance(value, str) else value
     except ValueError:
         return value
-
-
-def make_evaluator(own: argparse.Namespace) -> Evaluator:
-    """The evaluator with the settings of the flags."""
-    settings = ProbeSettings(
-        feature_kinds=tuple(own.feature_kinds),
-        low_shot=tuple(own.low_shot),
-        exclude_duplicates=not own.keep_duplicates,
-        max_train_examples=own.probe_train_examples,
-        seed=own.probe_seed,
-        mixed_precision=own.probe_precision,
-        device=own.probe_device,
-    )
-    return Evaluator(own.output_dir, settings)
 
 
 # ---- measuring ----

@@ -14,14 +14,13 @@ Flags that are not listed here go to every pre-training run. Into a page the who
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 
-from sparsejepa_hf.evaluation import PairedDifference, paired_difference, summarize, verdict
+from sparsejepa_hf.evaluation import Evaluator, PairedDifference, paired_difference, probe_settings, summarize, verdict
 from sparsejepa_hf.records import NONE, mean_and_std, table, write_record
 
 from .experiment import (
     UNTRAINED,
     Record,
     last_values,
-    make_evaluator,
     make_parser,
     measure,
     parse,
@@ -52,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         methods = {IJEPA: IJEPA_OPTIONS, SPARSEJEPA: {}}
         for name, _, changes in (variant.partition(":") for variant in own.variant):
             methods[name.strip()] = parse_changes(changes)
-        write_record(measure(runs, methods, own.seeds, own.tasks, make_evaluator(own)), path)
+        evaluator = Evaluator(own.output_dir, probe_settings(own))
+        write_record(measure(runs, methods, own.seeds, own.tasks, evaluator), path)
     show(path, own.into, RENDERINGS, plot)
 
 

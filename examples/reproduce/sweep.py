@@ -16,13 +16,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparsejepa_hf.evaluation import summarize
+from sparsejepa_hf.evaluation import Evaluator, probe_settings, summarize
 from sparsejepa_hf.records import NONE, mean_and_std, percent, table, write_record
 
 from .experiment import (
     Record,
     last_values,
-    make_evaluator,
     make_parser,
     measure,
     parse,
@@ -67,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         points = [{name: value} for name, values in axes.items() for value in values if value != base[name]]
         variants = [parse_changes(text) for text in own.variant]
         methods = {IJEPA: IJEPA_OPTIONS, SPARSEJEPA: {}} | {point_name(point): point for point in [*points, *variants]}
-        record = measure(runs, methods, own.seeds, [own.task], make_evaluator(own), baselines=False)
+        evaluator = Evaluator(own.output_dir, probe_settings(own))
+        record = measure(runs, methods, own.seeds, [own.task], evaluator, baselines=False)
         record |= {"axes": axes, "base": base, "variants": [point_name(variant) for variant in variants]}
         write_record(record, path)
     show(path, own.into, RENDERINGS, plot)

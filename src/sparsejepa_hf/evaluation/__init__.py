@@ -2,7 +2,7 @@
 """Evaluation of frozen representations: features, probes, metrics, data sets and statistics over seeds."""
 
 from .encoders import VisionEncoder, load_encoder
-from .evaluator import Evaluator, ProbeSettings
+from .evaluator import Evaluator, ProbeSettings, add_probe_flags, probe_settings
 from .features import FeatureSet, extract_feature_set, extract_features, pixel_features
 from .knn import KNNGridResult, knn_accuracy, knn_grid, knn_predict
 from .metrics import (
@@ -46,6 +46,7 @@ __all__ = [
     "Summary",
     "Task",
     "VisionEncoder",
+    "add_probe_flags",
     "alpha_req",
     "classification_metrics",
     "count_probe",
@@ -68,6 +69,7 @@ __all__ = [
     "metric_path",
     "paired_difference",
     "pixel_features",
+    "probe_settings",
     "rankme",
     "ridge_probe",
     "summarize",

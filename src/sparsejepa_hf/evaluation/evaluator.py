@@ -1,6 +1,7 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """Frozen features of one encoder, probed on one task; what is finished is kept as a file."""
 
+import argparse
 import hashlib
 import json
 import os
@@ -39,7 +40,7 @@ from .tasks import Task, load_task
 logger = logging.get_logger(__name__)
 
 # Each weight decay starts from the one before, so few iterations are enough.
-_LOGISTIC: dict[str, Any] = {"weight_decays": DEFAULT_WEIGHT_DECAYS, "max_iter": 100}
+_MAX_ITERATIONS = 100
 _LOW_SHOT_SUBSETS = 3
 # Part of every evaluation's key: raise it when a probe's figures change.
 _FORMAT = 3
@@ -75,6 +76,31 @@ class ProbeSettings:
             raise ValueError("feature_kinds is empty; expected at least one, such as 'last/mean'.")
         if not all(0 < fraction < 1 for fraction in self.low_shot):
             raise ValueError(f"low_shot is {self.low_shot}; expected shares above 0 and below 1.")
+
+
+def add_probe_flags(parser: argparse.ArgumentParser, default: ProbeSettings) -> None:
+    """Adds a flag for each field of [`ProbeSettings`] to a parser."""
+    add = parser.add_argument
+    add("--feature_kinds", nargs="+", default=default.feature_kinds, help="LAYERS/POOLING; chosen on validation")
+    add("--low_shot", type=float, nargs="*", default=default.low_shot, help="also probe on these shares of the labels")
+    add("--probe_train_examples", type=int, help="probe on a random subset of this size")
+    add("--probe_seed", type=int, default=default.seed, help="of the probes' splits and subsets")
+    add("--keep_duplicates", action="store_true", help="keep test images that also occur in train")
+    add("--probe_precision", choices=("no", "bf16", "fp16"), default="no", help="of the encoder")
+    add("--probe_device", help="of encoder and kNN, such as cuda; default: the CPU")
+
+
+def probe_settings(flags: argparse.Namespace) -> ProbeSettings:
+    """The settings of the flags of [`add_probe_flags`], once they are parsed."""
+    return ProbeSettings(
+        feature_kinds=tuple(flags.feature_kinds),
+        low_shot=tuple(flags.low_shot),
+        exclude_duplicates=not flags.keep_duplicates,
+        max_train_examples=flags.probe_train_examples,
+        seed=flags.probe_seed,
+        mixed_precision=flags.probe_precision,
+        device=flags.probe_device,
+    )
 
 
 class Evaluator:
@@ -163,7 +189,7 @@ class Evaluator:
         return features
 
     def _key(self, train: FeatureSet, test: FeatureSet, task: Task) -> str:
-        grids = [DEFAULT_KS, DEFAULT_TEMPERATURES, _LOGISTIC]
+        grids = [DEFAULT_KS, DEFAULT_TEMPERATURES, DEFAULT_WEIGHT_DECAYS, _MAX_ITERATIONS]
         described = [_FORMAT, grids, train.key, test.key, task.kind, asdict(self.settings)]
         return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -190,15 +216,13 @@ class Evaluator:
         }
 
     def _classify(self, sets: dict[str, _Sets]) -> dict[str, Any]:
-        probes = {kind: linear_probe(*data, **_LOGISTIC, seed=self.settings.seed) for kind, data in sets.items()}
+        seed = self.settings.seed
+        probes = {kind: linear_probe(*data, seed=seed, max_iter=_MAX_ITERATIONS) for kind, data in sets.items()}
         best = max(probes, key=lambda kind: probes[kind].validation_accuracy)
         return _figures(best, probes[best])
 
     def _count(self, sets: dict[str, _Sets]) -> dict[str, Any]:
-        probes = {
-            kind: count_probe(*data, weight_decays=_LOGISTIC["weight_decays"], seed=self.settings.seed)
-            for kind, data in sets.items()
-        }
+        probes = {kind: count_probe(*data, seed=self.settings.seed) for kind, data in sets.items()}
         best = max(probes, key=lambda kind: probes[kind].classification.validation_accuracy)
         return _figures(best, probes[best].classification) | {
             "rounded_accuracy": probes[best].rounded_accuracy,
@@ -218,7 +242,7 @@ class Evaluator:
         seeds = range(self.settings.seed, self.settings.seed + _LOW_SHOT_SUBSETS)
         for fraction in self.settings.low_shot:
             try:
-                result = low_shot_probe(*data, **_LOGISTIC, fraction=fraction, seeds=seeds)
+                result = low_shot_probe(*data, max_iter=_MAX_ITERATIONS, fraction=fraction, seeds=seeds)
                 figures |= {f"low_shot_{fraction:g}": result.mean, f"low_shot_{fraction:g}_std": result.std}
             except ValueError as error:
                 figures[f"low_shot_{fraction:g}_failed"] = str(error)

@@ -11,7 +11,6 @@ from examples.reproduce import paper_table, sweep
 from examples.reproduce.experiment import (
     RAW_PIXELS,
     UNTRAINED,
-    make_evaluator,
     make_parser,
     measure,
     parse_changes,
@@ -19,7 +18,7 @@ from examples.reproduce.experiment import (
     show,
 )
 from examples.reproduce.runs import IJEPA, SPARSEJEPA, Runs
-from sparsejepa_hf.evaluation import Evaluator, ProbeSettings
+from sparsejepa_hf.evaluation import Evaluator, ProbeSettings, probe_settings
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +177,7 @@ def test_probe_flags_become_settings_and_reach_no_run():
     parser = make_parser(None, "results.json", "work")
     flags = ["--probe_seed", "3", "--keep_duplicates", "--probe_precision", "bf16", "--probe_train_examples", "9"]
     own, rest = parser.parse_known_args(["recipe.yaml", *flags, "--probe_device", "cpu", "--low_shot", "0.1"])
-    assert rest == [] and make_evaluator(own).settings == ProbeSettings(
+    assert rest == [] and probe_settings(own) == ProbeSettings(
         feature_kinds=("last/mean",),
         low_shot=(0.1,),
         exclude_duplicates=False,
