@@ -492,11 +492,14 @@ class SparseJEPAGrouping(nn.Module):
         groups, size, count = self.group_weight.shape
         inputs = F.linear(latents.flatten(0, -2), self.group_weight.view(groups * size, count))
         inputs = inputs.view(-1, groups, size).transpose(0, 1)  # (G, tokens, p)
-        hidden = self.activation_fn(torch.baddbmm(self.generator_in_bias, inputs, self.generator_in_weight))
-        slices = torch.baddbmm(self.generator_out_bias, hidden, self.generator_out_weight)
-        prediction = slices.transpose(0, 1).reshape(*mean.shape[:-1], -1)
+        prediction = self.generate(inputs).transpose(0, 1).reshape(*mean.shape[:-1], -1)
         activations = inputs.transpose(0, 1).unflatten(0, mean.shape[:-1]) if output_group_activations else None
         return SparseJEPAPredictorOutput(prediction, mean, log_variance, activations)
+
+    def generate(self, inputs: Tensor) -> Tensor:
+        """ŝ_g = f_g(u_g) of all groups: u (G, tokens, p) -> (G, tokens, D/G)."""
+        hidden = self.activation_fn(torch.baddbmm(self.generator_in_bias, inputs, self.generator_in_weight))
+        return torch.baddbmm(self.generator_out_bias, hidden, self.generator_out_weight)
 
 
 class SparseJEPALinearHead(nn.Module):

@@ -4,7 +4,7 @@
 import glob
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -48,6 +48,7 @@ def load_image_dataset(
     name: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    extra_columns: Sequence[str] = (),
     streaming: bool = False,
     max_examples: int | None = None,
     seed: int = 0,
@@ -67,6 +68,7 @@ def load_image_dataset(
         name: configuration of a Hub data set.
         image_column: the column of images; found by [`find_image_column`] if None.
         label_column: the column of labels; found by [`find_label_column`] if None.
+        extra_columns: other columns to keep where the data set has them, such as `mask` or `objects`.
         streaming: read on the fly instead of preparing the data set on disk. Without `max_examples`, local
             Parquet files are read a row group at a time (by `datasets` before 5.0: a file), which bounds the memory.
         max_examples: how many examples to keep: a random subset by `seed`, in random order, or the first ones when
@@ -89,7 +91,7 @@ def load_image_dataset(
     dataset = _load(source, split, name, streaming, max_examples, seed, cache_dir)
     if streaming and isinstance(dataset, Dataset):
         dataset = dataset.to_iterable_dataset()
-    dataset = _select_columns(dataset, image_column, label_column)
+    dataset = _select_columns(dataset, image_column, label_column, extra_columns)
     if max_examples is None:
         return dataset
     if isinstance(dataset, IterableDataset):
@@ -292,8 +294,10 @@ def _load_from_hub(source: str, split: str, name: str | None, options: dict[str,
         ) from error
 
 
-def _select_columns(dataset: AnyDataset, image_column: str | None, label_column: str | None) -> AnyDataset:
-    """The columns `image` and, if any, `label`, without decoding an image: encoding it again could lose detail."""
+def _select_columns(
+    dataset: AnyDataset, image_column: str | None, label_column: str | None, extra_columns: Sequence[str]
+) -> AnyDataset:
+    """The columns `image`, `label` if any, and extra ones, without decoding an image: encoding it again could lose detail."""
     dataset, is_stream = dataset.with_format(None), isinstance(dataset, IterableDataset)
     features = dataset.features
     if features is None:
@@ -317,7 +321,8 @@ def _select_columns(dataset: AnyDataset, image_column: str | None, label_column:
         )
     new_names = {image_column: "image"} | ({label_column: "label"} if label_column else {})
     # Before any cast, which would copy the other columns too.
-    dataset = dataset.select_columns(list(new_names))
+    extra = [column for column in extra_columns if column in features and column not in new_names]
+    dataset = dataset.select_columns([*new_names, *extra])
     if label_column and _is_string(features[label_column]):
         if is_stream:
             raise ValueError(

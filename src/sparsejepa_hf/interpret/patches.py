@@ -1,0 +1,178 @@
+# Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
+"""One pass of a checkpoint over a data set: what every analysis of its groups reads."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..data import ImageDataset
+from ..evaluation import VisionEncoder
+from ..evaluation.features import default_batch_size, frozen_module, preserved_rng
+from .groups import find_grouping, find_model
+from .measures import NotMeasurable
+
+
+# What `collect_patches` reads beside images and labels.
+EXTRA_COLUMNS = ("mask", "objects", "count", "background")
+
+
+@dataclass(frozen=True)
+class PatchRecord:
+    """n images of N patches each, row-major over a grid of rows x columns, as one checkpoint sees them.
+
+    Attributes:
+        pixel_values: the images, uint8 (n, 3, S, S).
+        features: of the target encoder, float32 (n, N, D).
+        latents: μ of every patch, float32 (n, N, K); None for an I-JEPA.
+        maps: a_g = ‖W⁽ᵍ⁾μ‖₂ of every group, float32 (n, G, rows, columns); None for an I-JEPA.
+        labels: int64 (n,); None where the data set has none.
+        label_names: of the classes; numbers where the data set names none.
+        masks: which object each pixel shows, 0 for none, uint8 (n, S, S); None where the data set has none.
+        table: the data set's rows, one for each image, for columns such as `objects`.
+    """
+
+    pixel_values: np.ndarray
+    features: np.ndarray
+    latents: np.ndarray | None
+    maps: np.ndarray | None
+    labels: np.ndarray | None
+    label_names: tuple[str, ...]
+    masks: np.ndarray | None
+    table: datasets.Dataset
+
+    def __len__(self) -> int:
+        return len(self.pixel_values)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        side = round(self.features.shape[1] ** 0.5)
+        return (side, side) if self.maps is None else (self.maps.shape[2], self.maps.shape[3])
+
+    @property
+    def patch_side(self) -> int:
+        """Pixels a side of a patch, in images as they are here."""
+        return self.pixel_values.shape[-1] // self.grid[0]
+
+    def require_labels(self) -> np.ndarray:
+        """The labels.
+
+        Raises:
+            NotMeasurable: there are none.
+        """
+        if self.labels is None:
+            raise NotMeasurable("The data set has no labels, so nothing can be said about classes; give one that has.")
+        return self.labels
+
+    def require_masks(self) -> np.ndarray:
+        """The instance masks.
+
+        Raises:
+            NotMeasurable: there are none.
+        """
+        if self.masks is None:
+            raise NotMeasurable(
+                "The data set has no column `mask`, so maps cannot be compared with objects; give one with instance "
+                "masks (0 for background, i for object i), such as synthetic-scenes."
+            )
+        return self.masks
+
+    def require_groups(self) -> tuple[np.ndarray, np.ndarray]:
+        """Latents (n, N, K) and maps (n, G, rows, columns).
+
+        Raises:
+            NotMeasurable: the checkpoint has no groups.
+        """
+        if self.latents is None or self.maps is None:
+            raise NotMeasurable(
+                "This checkpoint is an I-JEPA (use_grouping=False), so it has no groups; give one that was "
+                "pre-trained with use_grouping=True."
+            )
+        return self.latents, self.maps
+
+
+def collect_patches(encoder: VisionEncoder, dataset: datasets.Dataset, *, progress: bool = True) -> PatchRecord:
+    """Runs a checkpoint over all images of a data set; images that cannot be decoded are left out, with a warning.
+
+    It holds everything in memory: 4·n·N·(D + K + G) bytes and the pixels.
+
+    Args:
+        encoder: of this family, by [`evaluation.load_encoder`]; an I-JEPA gives features alone.
+        dataset: with `image` and, where there are any, `label`, `mask` and other columns, as
+            `load_image_dataset(..., extra_columns=EXTRA_COLUMNS)` gives it.
+        progress: show a bar.
+
+    Raises:
+        NotMeasurable: the encoder is not of this family, holds the target encoder alone, or gives NaN.
+        ValueError: the data set is empty or has no column `image`.
+    """
+    model = find_model(encoder.module) if encoder.module is not None else None
+    if model is None:
+        raise NotMeasurable("Raw pixels have no groups; give the folder that pre-training saved.")
+    has_groups = model.config.use_grouping
+    if has_groups:
+        find_grouping(model)
+    images = ImageDataset(dataset, encoder.image_size, cache=True)
+    assert images.pixel_values is not None and images.source_indices is not None
+    parts: dict[str, list[Tensor]] = {"features": [], "latents": [], "maps": []}
+    step = default_batch_size(encoder.device)
+    with frozen_module(model, model.device, model.device), preserved_rng(model.device), torch.inference_mode():
+        for batch in tqdm(images.pixel_values.split(step), "Group maps", disable=not progress):
+            inputs = encoder.preprocess(batch.to(model.device)).to(model.dtype)
+            features = model(inputs).last_hidden_state
+            parts["features"].append(features.float().cpu())
+            if has_groups:
+                latents, group_inputs = model.encode_latents(inputs)
+                parts["latents"].append(latents.float().cpu())
+                norms = torch.linalg.vector_norm(group_inputs.float(), dim=-1)
+                parts["maps"].append(norms.transpose(1, 2).unflatten(2, model.config.grid_size).cpu())
+    arrays: dict[str, Any] = {name: torch.cat(part).numpy() if part else None for name, part in parts.items()}
+    for name, array in arrays.items():
+        if array is not None and not np.isfinite(array).all():
+            raise NotMeasurable(
+                f"The checkpoint gives {name} that are NaN or infinite; expected finite numbers. The run that saved "
+                "it diverged; give an earlier checkpoint."
+            )
+    table = dataset.select(images.source_indices.tolist())
+    labels = None if images.labels is None else images.labels.numpy()
+    return PatchRecord(
+        pixel_values=images.pixel_values.numpy(),
+        labels=labels,
+        label_names=_label_names(table, labels),
+        masks=_masks(table, encoder.image_size),
+        table=table,
+        **arrays,
+    )
+
+
+def _label_names(table: datasets.Dataset, labels: np.ndarray | None) -> tuple[str, ...]:
+    if labels is None:
+        return ()
+    feature = table.features["label"]
+    if isinstance(feature, datasets.ClassLabel):
+        return tuple(feature.names)
+    return tuple(str(label) for label in range(int(labels.max()) + 1))
+
+
+def _masks(table: datasets.Dataset, size: int) -> np.ndarray | None:
+    """Instance masks, cut and resized as the images were, each pixel taking the nearest one's object."""
+    if "mask" not in table.column_names:
+        return None
+    masks = table.select_columns(["mask"]).cast_column("mask", datasets.Image())["mask"]
+    return np.stack([_fit(mask, size) for mask in masks])
+
+
+def _fit(mask: Image.Image, size: int) -> np.ndarray:
+    if mask.mode not in ("L", "P", "I;16", "I"):
+        raise NotMeasurable(
+            f"An instance mask has the mode {mask.mode}; expected one channel of whole numbers (0 for background, i "
+            "for object i)."
+        )
+    fitted = mask if mask.size == (size, size) else ImageOps.fit(mask, (size, size), Image.Resampling.NEAREST)
+    return np.asarray(fitted).astype(np.uint8)
