@@ -11,7 +11,7 @@ formula leaves out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,8 @@ _MAX_KSG_VARIABLES = 10
 _CONSTANT = 1e-7
 # An eigenvalue of correlations below is rounding noise: 32-bit numbers leave 1e-14.
 _SINGULAR = 1e-10
+# Share of a variable's variance that is noise where groupings are compared.
+_MIN_NOISE = 0.01
 # Fewer images say nothing of how groups' activations depend on each other.
 _MIN_IMAGES = 20
 
@@ -99,7 +101,7 @@ def total_correlation(data: ArrayLike, estimator: str = "gaussian") -> float:
             f"The {d} columns span only {rank} dimensions, so their total correlation is infinite; leave out columns "
             "that are sums of others."
         )
-    return -0.5 * _log_det(_standardised_correlation(scores)[0])
+    return max(0.0, -0.5 * _log_det(_standardised_correlation(scores)[0]))
 
 
 def total_correlation_ksg(data: ArrayLike, num_neighbors: int = 4) -> float:
@@ -256,7 +258,7 @@ def grouping_redundancy(
     num_draws: int = 200,
     num_bootstrap: int = 100,
     max_tokens: int = 16,
-    min_noise: float = 0.01,
+    min_noise: float = _MIN_NOISE,
     seed: int = 0,
 ) -> GroupingRedundancy:
     """Whether a grouping puts variables that depend on each other into one group, more than chance would.
@@ -394,6 +396,11 @@ def searched_grouping(correlation: ArrayLike, assignment: ArrayLike) -> NDArray[
         groups[[first, second]] = groups[[second, first]]
 
 
+def is_constant(data: np.ndarray) -> NDArray[np.bool_]:
+    """Which columns of (n, d) vary by no more than rounding: (d,)."""
+    return data.std(axis=0) <= _CONSTANT * np.abs(data).max(axis=0, initial=0)
+
+
 def information_section(
     record: PatchRecord,
     structure: GroupStructure | None,
@@ -428,10 +435,11 @@ def information_section(
     measures: list[Measure] = []
     sentences: list[str] = []
     not_measured: list[str] = []
+    deficient: list[str] = []
     details: dict[str, Any] = {"seed": seed, "num_draws": num_draws, "num_bootstrap": num_bootstrap}
 
     def compare(values: np.ndarray, groups: np.ndarray, what: str, key: str, estimator: str = "gaussian") -> None:
-        is_used = (groups >= 0) & ~_is_constant(values.reshape(-1, values.shape[-1]))
+        is_used = (groups >= 0) & ~is_constant(values.reshape(-1, values.shape[-1]))
         details[f"{key}_left_out"] = int((~is_used).sum())
         try:
             if is_used.sum() < 2:
@@ -449,6 +457,8 @@ def information_section(
         except NotMeasurable as reason:
             not_measured.append(f"For {what}: {reason}")
             return
+        if estimator == "gaussian" and result.rank < is_used.sum():
+            deficient.append(f"{result.rank} for the {int(is_used.sum())} of {what}")
         measures.append(_share_measure(result, what, estimator))
         details[f"{key}_{estimator}"] = _summary(result)
         if estimator == "gaussian":
@@ -460,12 +470,17 @@ def information_section(
     compare(record.features, slices, "the slices of this encoder's features", "features")
     if baseline is not None:
         compare(baseline.features, slices, "the slices of the baseline's features", "baseline_features")
+    if deficient:
+        sentences.append(
+            f"Variables that span fewer dimensions than there are of them ({'; '.join(deficient)}) have an infinite "
+            f"total correlation; their redundancy is what noise of {100 * _MIN_NOISE:.0f} % of the variance leaves."
+        )
     try:
-        measure, sentence = _activation_measure(maps.mean(axis=(2, 3), dtype=np.float64), seed)
+        together, sentence = _activation_measures(maps.mean(axis=(2, 3), dtype=np.float64), seed)
     except NotMeasurable as reason:
         not_measured.append(f"For the groups' activations: {reason}")
     else:
-        measures.append(measure)
+        measures += together
         sentences.append(sentence)
     if not measures:
         raise NotMeasurable(" ".join(not_measured))
@@ -493,23 +508,13 @@ def _share_sentence(result: GroupingRedundancy, what: str, measure: Measure) -> 
     if measure.beats(null):
         verdict = "more than chance"
     elif result.share_interval[1] < null.low:
-        verdict = "less than chance: those of one group are less alike than any drawn at random"
+        verdict = "less than chance: what shares a group repeats itself less than what is drawn at random"
     else:
         verdict = "no better than chance"
     return (
         f"Inside {what} lies {100 * result.share:.1f} % of the redundancy; random groupings of the same sizes hold "
         f"{100 * null.low:.1f} to {100 * null.high:.1f} %, and one that was sought for it "
-        f"{100 * result.searched_share:.1f} %: {verdict}.{_rank_note(result)}"
-    )
-
-
-def _rank_note(result: GroupingRedundancy) -> str:
-    count = sum(result.group_sizes)
-    if result.rank == count:
-        return ""
-    return (
-        f" (The {count} span only {result.rank} dimensions, so their total correlation is infinite; the redundancy is "
-        f"what noise of {100 * result.noise:.1f} % of the variance leaves.)"
+        f"{100 * result.searched_share:.1f} %: {verdict}."
     )
 
 
@@ -535,32 +540,38 @@ def _summary(result: GroupingRedundancy) -> dict[str, Any]:
     }
 
 
-def _activation_measure(means: Array, seed: int, num_draws: int = 40) -> tuple[Measure, str]:
+def _activation_measures(means: Array, seed: int, num_draws: int = 20) -> tuple[list[Measure], str]:
     """How much the groups' mean activations (n, G) share: one independent row for each image."""
-    means = means[:, ~_is_constant(means)]
+    means = means[:, ~is_constant(means)]
     images, groups = means.shape
     if groups < 2 or images <= max(groups, _MIN_IMAGES):
         raise NotMeasurable(
             f"{images} images and {groups} groups that vary are given; expected at least 2 groups, and more than "
             f"{max(groups, _MIN_IMAGES)} images."
         )
-    rng = np.random.default_rng(seed)
-    value = total_correlation(means, "copula")
-    null = Null("shuffled images", tuple(_shuffled_total(means, rng) for _ in range(num_draws)))
-    measure = Measure("total correlation of the groups' mean activations", value, (null,), unit="nats")
-    second = ""
+    if _rank(normal_scores(means)) < groups:
+        raise NotMeasurable(f"Some of the {groups} groups have the same activations, so what they share is infinite.")
+    estimators: dict[str, Callable[[Array], float]] = {
+        "Gaussian copula": lambda data: total_correlation(data, "copula")
+    }
+    # Nearest neighbours see every kind of dependence, but need few variables, and rows that differ.
     if groups <= _MAX_KSG_VARIABLES and len(np.unique(means, axis=0)) == images:
-        # They see every kind of dependence, but need rows that differ.
-        second = f" ({total_correlation_ksg(means):.2f} by nearest neighbours)"
-    verdict = "the groups are active together" if measure.beats(null) else "no better than chance"
-    return measure, (
-        f"Over images, the mean activations of {groups} groups share {value:.2f} nats{second}, against "
-        f"{null.mean:.2f} where images are shuffled: {verdict}."
+        estimators["nearest neighbours"] = total_correlation_ksg
+    measures = []
+    for name, estimate in estimators.items():
+        rng = np.random.default_rng(seed)
+        null = Null("shuffled images", tuple(estimate(rng.permuted(means, axis=0)) for _ in range(num_draws)))
+        what = f"total correlation of the groups' mean activations ({name})"
+        measures.append(Measure(what, estimate(means), (null,), unit="nats"))
+    found = " and ".join(
+        f"{measure.value:.2f} nats by {name}" for name, measure in zip(estimators, measures, strict=True)
     )
-
-
-def _shuffled_total(means: Array, rng: np.random.Generator) -> float:
-    return total_correlation(rng.permuted(means, axis=0), "copula")
+    is_shared = any(measure.beats(measure.nulls[0]) for measure in measures)
+    return measures, (
+        f"Over images, the mean activations of {groups} groups share {found}, against at most "
+        f"{max(measure.nulls[0].high for measure in measures):.2f} where images are shuffled: "
+        f"{'groups are not independent of each other' if is_shared else 'no better than chance'}."
+    )
 
 
 def _table(data: ArrayLike) -> Array:
@@ -572,17 +583,13 @@ def _table(data: ArrayLike) -> Array:
         raise ValueError(f"{len(data)} rows are too few for {data.shape[1]} columns; give more rows than columns.")
     if not np.isfinite(data).all():
         raise ValueError(f"{int((~np.isfinite(data)).sum())} values are NaN or infinite; expected finite ones.")
-    constant = np.flatnonzero(_is_constant(data))
+    constant = np.flatnonzero(is_constant(data))
     if len(constant):
         raise ValueError(
             f"{len(constant)} columns are constant, the first is number {constant[0]}; leave them out: they share "
             "nothing with others."
         )
     return data
-
-
-def _is_constant(data: np.ndarray) -> NDArray[np.bool_]:
-    return data.std(axis=0) <= _CONSTANT * np.abs(data).max(axis=0)
 
 
 def _scores(data: Array, estimator: str) -> Array:
