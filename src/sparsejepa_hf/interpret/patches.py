@@ -70,8 +70,8 @@ class PatchRecord:
             raise NotMeasurable("The data set has no labels, so nothing can be said about classes; give one that has.")
         if missing := int((self.labels < 0).sum()):
             raise NotMeasurable(
-                f"{missing} of the {len(self)} images have no label, so nothing can be said about classes; leave those "
-                "images out, or label them."
+                f"{missing} of the {len(self)} images have no label, so nothing can be said about classes. Leave them "
+                "out, or label them."
             )
         return self.labels
 
