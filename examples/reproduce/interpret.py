@@ -99,8 +99,8 @@ def render(record: Record) -> str:
     """Each question with its measures, over checkpoints, beside every null."""
     explanations = record["explanations"]
     parts = [
-        f"{record['num_images']:,} images of {record['dataset']} ({record['split']}), "
-        f"{len(explanations)} checkpoints. Values are means over checkpoints, with the smallest and largest in brackets. Nulls are means over all draws."
+        f"{record['num_images']:,} images of {record['dataset']} ({record['split']}), {len(explanations)} checkpoints. "
+        "Means over checkpoints, with the smallest and largest in brackets; nulls are means over all draws."
     ]
     for key, section in explanations[0]["sections"].items():
         parts.append(f"**{section['title']}**")
