@@ -99,7 +99,7 @@ def render(record: Record) -> str:
     """Each question with its measures, over checkpoints, beside every null."""
     explanations = record["explanations"]
     parts = [
-        f"{record['num_images']:,} images of {record['dataset']} ({record['split']}), {len(explanations)} checkpoints. "
+        f"{record['num_images']:,} images of {record['dataset']} ({record['split']}), {len(explanations)} models. "
         "Means over checkpoints, with the smallest and largest in brackets; nulls are means over all draws."
     ]
     for key, section in explanations[0]["sections"].items():
