@@ -322,6 +322,9 @@ def test_the_section_says_what_it_cannot_measure():
     section = information_section(record(latents, latents), GroupStructure(0 * importance, 0 * importance))
     assert "0 of 8 variables are in a group" in section.finding
     assert len(section.measures) == 3  # Features, and activations by two estimators.
+    other = record(None, latents[..., :6])
+    section = information_section(record(latents, latents), GroupStructure(importance, importance), baseline=other)
+    assert "The baseline has 6 features and the model 8" in section.finding
     few = record(latents[:4], latents[:4])
     with pytest.raises(NotMeasurable, match="too few"):
         information_section(few, GroupStructure(importance, importance))

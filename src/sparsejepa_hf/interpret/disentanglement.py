@@ -39,7 +39,7 @@ _MAX_CLASSES = 32
 _FOREST = {"n_estimators": 8, "max_depth": 6, "max_samples": 0.5}
 # Of the G-test that a code tells of a factor.
 _LEVEL = 0.01
-# Scores below, of at most 1, are near nothing, however sure they are.
+# Gaps below, of at most 1, are near nothing, however sure they are.
 _LITTLE = 0.1
 # What `scene_factors` leaves out: what is no factor, or follows from the others.
 _NO_FACTORS = ("image", "mask", "label", "objects")
@@ -248,8 +248,8 @@ def disentanglement_section(record: PatchRecord, *, num_draws: int = 20, seed: i
         raise NotMeasurable(" ".join(not_measured))
     details["not_measured"] = not_measured
     return Section(
-        key="disentanglement",
-        title="Do groups follow known factors one by one?",
+        key="factors",
+        title="Does a group stand for one factor?",
         measures=tuple(measures),
         finding=" ".join(sentences + not_measured),
         details=details,
@@ -294,7 +294,7 @@ def class_section(record: PatchRecord, *, num_draws: int = 100, seed: int = 0) -
     )
     return Section(
         key="classes",
-        title="What do groups tell of the class?",
+        title="Do groups follow classes?",
         measures=measures,
         finding=finding,
         details={
@@ -327,7 +327,7 @@ def _sentence(what: str, scores: Disentanglement, measures: list[Measure]) -> st
         verdict = "each score is better than chance"
     else:
         verdict = f"better than chance in {', '.join(beaten)} only"
-    if verdict != "no better than chance" and max(scores.mig, scores.sap, scores.disentanglement) < _LITTLE:
+    if verdict != "no better than chance" and max(scores.mig, scores.sap) < _LITTLE:
         verdict += ", but by so little that no factor has a code of its own"
     return (
         f"The {what} predict factors with {scores.informativeness:.2f} (0 is chance, 1 perfect) and part them with "

@@ -468,7 +468,12 @@ def information_section(
         compare(latents, structure.assignment, "the latents' groups", "latents", estimator)
     slices = feature_slices(record.features.shape[-1], len(structure.importance))
     compare(record.features, slices, "the slices of this encoder's features", "features")
-    if baseline is not None:
+    if baseline is not None and baseline.features.shape[-1] != record.features.shape[-1]:
+        not_measured.append(
+            f"The baseline has {baseline.features.shape[-1]} features and the model {record.features.shape[-1]}; "
+            "expected the same, to cut both into the same slices."
+        )
+    elif baseline is not None:
         compare(baseline.features, slices, "the slices of the baseline's features", "baseline_features")
     if deficient:
         sentences.append(
