@@ -288,15 +288,15 @@ def objects_section(
             found.score(objects, rng.permutation(len(record))).values(objects) for _ in range(_NUM_SHUFFLES)
         ]
     }
-    if untrained is not None:
-        _, others = untrained.require_groups()
-        alive = live_maps(others)
-        if len(alive):
-            nulls["the untrained model"] = [_Maps(others[:, alive], side, seed).score(objects).values(objects)]
     source = record if baseline is None else baseline
-    components = pca_maps(source.features, len(groups), source.grid, seed)
     owner = "its own" if baseline is None else "the baseline's"
-    nulls[f"PCA of {owner} features"] = [_Maps(components, side, seed).score(objects).values(objects)]
+    rivals = {f"PCA of {owner} features": pca_maps(source.features, len(groups), source.grid, seed)}
+    if untrained is not None:
+        rivals = {"the untrained model": untrained.require_groups()[1], **rivals}
+    for name, rival in rivals.items():
+        alive = live_maps(rival)
+        if len(alive):
+            nulls[name] = [_Maps(rival[:, alive], side, seed).score(objects).values(objects)]
     measures = tuple(
         Measure(
             key,
