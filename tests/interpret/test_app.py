@@ -601,6 +601,10 @@ def test_bad_uploads_get_a_message_and_the_page_goes_on(open_page, tmp_path):
         said = upload(page, path)
         assert f"{name}.png: " in said and BAD[name][1] in said and "Traceback" not in page.content()
     assert page.get_attribute("#message .problem", "role") == "alert"
+    heavy = tmp_path / "heavy.png"
+    heavy.write_bytes(BAD["heavy"][0])
+    page.set_input_files("#upload input[type=file]", heavy)
+    page.wait_for_selector(".toast-body >> text=exceed the maximum allowed size")
     assert pictures(page, "pictures") == before
     upload(page, save(NOISE, tmp_path / "good.png"))
     assert page.locator("#message .problem").count() == 0

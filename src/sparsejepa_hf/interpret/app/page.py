@@ -60,6 +60,7 @@ def build_page(explorer: GroupExplorer) -> gr.Blocks:
                     height=130,
                     elem_id="upload",
                 )
+                message = gr.HTML(view.showing(first), elem_id="message")
                 gallery = gr.Gallery(
                     [(_enlarged(example.pixel_values), example.name) for example in examples],
                     show_label=False,
@@ -71,7 +72,6 @@ def build_page(explorer: GroupExplorer) -> gr.Blocks:
                     buttons=[],
                     elem_id="examples",
                 )
-                message = gr.HTML(view.showing(first), elem_id="message")
             with gr.Column(scale=3, min_width=300):
                 gr.HTML("<h2>2. Switch groups on and off</h2>")
                 chosen = gr.CheckboxGroup(choices, value=everything, show_label=False, elem_id="groups")
@@ -309,8 +309,11 @@ def _text(words: str) -> str:
 
 
 def _short(name: str) -> str:
-    """The last part of a path; a name on the Hub stays whole."""
-    return Path(name).resolve().name if os.path.isdir(name) else name
+    """The last part of a path, unless it says nothing; a name on the Hub stays whole."""
+    if not os.path.isdir(name):
+        return name
+    last = Path(name).resolve().name
+    return "This checkpoint" if last == "checkpoint" else last
 
 
 def _percent(share: float) -> str:
