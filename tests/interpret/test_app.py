@@ -562,7 +562,7 @@ def test_groups_can_be_switched_off_and_on(open_page):
     # By keyboard.
     page.focus("#groups input >> nth=1")
     page.keyboard.press("Space")
-    page.wait_for_selector("#nearest >> text=By group 1 together")
+    page.wait_for_selector("#nearest >> text=By group 1.")
     assert page.locator("#maps .card.off").count() == 3
     of_one = pictures(page, "pictures")[1]
     assert of_one == pictures(page, "maps")[1]
