@@ -253,8 +253,9 @@ class _View:
             is_same = np.array_equal(other.pixel_values, reading.pixel_values)
             note = "the image itself" if is_same else f"similarity {similarity:.2f}"
             cards.append(f"<figure>{plain}{colored}<figcaption>{_text(other.name)}<br>{note}</figcaption></figure>")
+        together = " together" if len(groups) > 1 else ""
         return (
-            f"<p class='note'>By {self._list(groups)}{' together' if len(groups) > 1 else ''}. Similarity: 1 is the same, about 0 is unrelated.</p>"
+            f"<p class='note'>By {self._list(groups)}{together}. Similarity: 1 is the same, about 0 is unrelated.</p>"
             f"<div class='near'>{''.join(cards)}</div>"
         )
 
