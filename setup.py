@@ -28,6 +28,8 @@ INSTALL_REQUIRES = [
     "pyyaml>=6.0.2",
     "tqdm>=4.67",
 ]
+# The page to try. Tested with this version.
+APP = ["gradio>=6.31"]
 # What builds docs/.
 DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"]
 # What the benchmarks time beside this package, and what runs its exported models.
@@ -50,12 +52,15 @@ setup(
         "sparsejepa_hf": ["py.typed"],
         "sparsejepa_hf.evaluation": ["tasks.yaml"],
         "sparsejepa_hf.evaluation.metrics": ["*/*.py"],
+        # What a Space of the Hub needs beside the code.
+        "sparsejepa_hf.interpret.app": ["README.md", "requirements.txt", "page.css"],
         "sparsejepa_hf.training": ["model_card_template.md"],
     },
     python_requires=">=3.10",
     install_requires=INSTALL_REQUIRES,
     extras_require={
         "dev": [
+            *APP,
             *BENCHMARK,
             *DOCS,
             "pytest>=8.0",
@@ -66,6 +71,7 @@ setup(
             "ruff==0.17.5",
             "matplotlib>=3.8",
         ],
+        "app": APP,
         "plots": ["matplotlib>=3.8"],
         "benchmark": BENCHMARK,
         "docs": DOCS,
