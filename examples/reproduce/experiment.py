@@ -197,17 +197,23 @@ def _load(record: RunRecord | PreTrainingFailed, **options: Any) -> VisionEncode
 # ---- results files ----
 
 
-def read_record(path: str | Path) -> dict[str, Any]:
+def read_record(path: str | Path, needs: Sequence[str] = ("runs", "evaluations")) -> dict[str, Any]:
     """Reads a results file.
 
+    Args:
+        path: of the file.
+        needs: the keys that this kind of results file has.
+
     Raises:
-        ValueError: if there is none, or it holds no evaluations.
+        ValueError: if there is none, or it lacks a key.
     """
     if not Path(path).is_file():
         raise ValueError(f"There is no results file {path}.")
     record = json.loads(Path(path).read_text(encoding="utf-8"))
-    if "evaluations" not in record or "runs" not in record:
-        raise ValueError(f"{path} holds no runs and evaluations; expected a results file of the table or of a sweep.")
+    if missing := [name for name in needs if name not in record]:
+        raise ValueError(
+            f"{path} holds no {' and no '.join(missing)}; expected a results file that this script wrote."
+        )
     return record
 
 
@@ -231,6 +237,7 @@ def show(
     into: Sequence[str],
     renderings: Mapping[str, Callable[[Record], str]],
     plot: Callable[[Record, Path], None],
+    needs: Sequence[str] = ("runs", "evaluations"),
 ) -> None:
     """Prints the table, writes it and its plot beside the results file, and fills it into pages.
 
@@ -240,11 +247,12 @@ def show(
         renderings: by the end of the mark, such as `"#short"` for `<!-- results/table.json#short -->`. The one with
             the end `""` is what is printed.
         plot: draws a record into a file.
+        needs: see [`read_record`].
 
     Raises:
         ValueError: if a page has none of the marks.
     """
-    record = read_record(path)
+    record = read_record(path, needs)
     texts = {f"{path.name}{end}": render(record) for end, render in renderings.items()}
     print(texts[path.name])
     path.with_suffix(".md").write_text(texts[path.name] + "\n", encoding="utf-8")

@@ -297,7 +297,7 @@ def _load_from_hub(source: str, split: str, name: str | None, options: dict[str,
 def _select_columns(
     dataset: AnyDataset, image_column: str | None, label_column: str | None, extra_columns: Sequence[str]
 ) -> AnyDataset:
-    """The columns `image`, `label` if any, and extra ones. No image is decoded: encoding it again could lose detail."""
+    """The columns `image`, `label` if any, and extra ones. No image is decoded: writing it again could lose detail."""
     dataset, is_stream = dataset.with_format(None), isinstance(dataset, IterableDataset)
     features = dataset.features
     if features is None:

@@ -51,9 +51,9 @@ class PatchRecord:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
+        """Rows and columns of patches; as many of both, since the images are square."""
         side = round(self.features.shape[1] ** 0.5)
-        return (side, side) if self.maps is None else (self.maps.shape[2], self.maps.shape[3])
+        return side, side
 
     @property
     def patch_side(self) -> int:
@@ -64,10 +64,15 @@ class PatchRecord:
         """The labels.
 
         Raises:
-            NotMeasurable: there are none.
+            NotMeasurable: there are none, or some are missing.
         """
         if self.labels is None:
             raise NotMeasurable("The data set has no labels, so nothing can be said about classes; give one that has.")
+        if missing := int((self.labels < 0).sum()):
+            raise NotMeasurable(
+                f"{missing} of the {len(self)} images have no label, so nothing can be said about classes. Leave them "
+                "out, or label them."
+            )
         return self.labels
 
     def require_masks(self) -> np.ndarray:

@@ -1,0 +1,66 @@
+# Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
+"""The models that this repository carries: complete folders that load, with numbers that were measured."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
+
+from examples.reproduce.publish import CODE, measured
+from sparsejepa_hf.interpret import group_structure
+
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = sorted(path.parent for path in (ROOT / "model_cards").glob("*/config.json"))
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_a_model_folder_is_complete_and_carries_nothing_else(folder):
+    expected = {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "trainer_state.json",
+        *CODE,
+    }
+    assert {path.name for path in folder.iterdir()} == expected
+    assert (folder / "model.safetensors").stat().st_size <= 12 * 2**20
+    for name in CODE:
+        assert (folder / name).read_bytes() == (ROOT / "src" / "sparsejepa_hf" / name).read_bytes()
+    assert "/" not in ModelCard.load(folder / "README.md").text.split("| data |")[1].split("|")[0]
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_it_loads_whole_and_gives_finite_features(folder):
+    _, info = AutoModelForPreTraining.from_pretrained(folder, output_loading_info=True)
+    assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    model, processor = AutoModel.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    features = model(**processor(images, return_tensors="pt")).pooler_output
+    assert features.shape == (2, model.config.hidden_size) and features.isfinite().all() and features.std() > 0.01
+
+
+def test_w_is_sparse_and_as_its_log_says():
+    folder = ROOT / "model_cards" / "sparsejepa-vit-micro-cifar100"
+    structure = group_structure(AutoModel.from_pretrained(folder))
+    history = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    last = [entry for entry in history if "zero_columns" in entry][-1]
+    # A few steps came after the last entry.
+    assert structure.zero_columns == pytest.approx(last["zero_columns"], abs=0.01)
+    assert len(structure.dead_latents) == pytest.approx(last["dead_latents"], abs=1)
+    assert 0.4 <= structure.zero_columns <= 0.9 and not len(structure.dead_groups)
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [("sparsejepa-vit-micro-cifar100", "SparseJEPA"), ("ijepa-vit-micro-cifar100", "I-JEPA")]
+)
+def test_the_card_s_accuracies_are_those_of_the_results_file(name, method):
+    text = (ROOT / "model_cards" / name / "README.md").read_text(encoding="utf-8")
+    for row, found in measured(str(ROOT / "results" / "paper_table_cpu.json"), method, seed=0).items():
+        assert f"| {row} | {found['knn_accuracy']:.1%} | {found['linear_accuracy']:.1%} |" in text
+    with pytest.raises(ValueError, match="measured .* of seed 7"):
+        measured(str(ROOT / "results" / "paper_table_cpu.json"), method, seed=7)
