@@ -31,6 +31,8 @@ MAX_GROUPS = 64
 MAX_IMAGES = 8
 # Behind a latent that does not hold a group. No colour of the scale is near it.
 ZERO_COLOR = "#e8e8e8"
+# Between groups of latents.
+RULE_COLOR = "#fefefe"
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _NUM_PCA_PATCHES = 20_000
 _GAP = 0.06
@@ -263,9 +265,9 @@ def importance_figure(structure: GroupStructure) -> Figure:
     starts = np.flatnonzero(np.diff(assignment, prepend=np.nan) != 0)
     ends = np.append(starts[1:], latents)
     for start in starts[1:]:
-        axes.axvline(start - 0.5, color="white", linewidth=1.2)
+        axes.axvline(start - 0.5, color=RULE_COLOR, linewidth=1.2)
     for row in range(1, groups):
-        axes.axhline(row - 0.5, color="white", linewidth=0.4)
+        axes.axhline(row - 0.5, color=RULE_COLOR, linewidth=0.4)
     names = ["dead" if assignment[start] < 0 else str(assignment[start]) for start in starts]
     axes.set_xticks((starts + ends - 1) / 2, names, rotation=90 if len(starts) > 24 else 0)
     axes.set_yticks(range(groups), [str(group) for group in range(groups)], fontsize=9 if groups <= 32 else 6)

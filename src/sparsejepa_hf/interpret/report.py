@@ -2,8 +2,10 @@
 """One page about the groups of a checkpoint: a single HTML file that needs no network, no script and no other file."""
 
 import base64
+import functools
 import io
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,7 @@ import jinja2
 import matplotlib
 import numpy as np
 import yaml
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -63,7 +65,7 @@ def write_report(path: str | Path, explanation: "Explanation", *, data_name: str
     path = Path(path)
     record, structure = explanation.record, explanation.structure
     common = {
-        "name": explanation.encoder.name,
+        "name": _name(explanation.encoder.name),
         "data_name": data_name,
         "num_images": len(record),
         "facts": _facts(explanation),
@@ -77,9 +79,14 @@ def write_report(path: str | Path, explanation: "Explanation", *, data_name: str
         "is_prediction": getattr(_config(explanation), "latent_position", "predictor") == "predictor",
     }
     template = _environment().get_template("report_template.html")
+
+    @functools.cache
+    def photo(index: int) -> str:
+        return _data_uri(record.pixel_values[index])
+
     # Groups come in the tens at most, but nothing stops a model from having hundreds.
     for num_patches in (8, 4, 2, 1):
-        page = template.render(**common, **_groups(explanation, num_patches))
+        page = template.render(**common, **_groups(explanation, photo, num_patches))
         if len(page.encode()) <= MAX_BYTES:
             break
     else:
@@ -142,6 +149,11 @@ def _folder(explanation: "Explanation") -> Path:
     return Path(getattr(_config(explanation), "_name_or_path", "") or ".")
 
 
+def _name(source: str) -> str:
+    """A folder's own name; where it lies says more about a machine than about the model."""
+    return Path(source).resolve().name if Path(source).is_dir() else source
+
+
 def _facts(explanation: "Explanation") -> list[tuple[str, str]]:
     """Names and values, in words."""
     config, module = _config(explanation), explanation.encoder.module
@@ -197,10 +209,14 @@ def _recipe(folder: Path) -> list[tuple[str, str]]:
         del shown["max_steps"]
     # A path says more about a machine than about the data.
     return [
-        (title, Path(str(options[key])).name if key == "dataset" else f"{options[key]}")
+        (title, Path(str(options[key])).name if key == "dataset" else _plain(options[key]))
         for key, title in shown.items()
         if options.get(key) is not None
     ]
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _summary(structure: GroupStructure) -> list[tuple[str, str, str]]:
@@ -208,7 +224,11 @@ def _summary(structure: GroupStructure) -> list[tuple[str, str, str]]:
     groups, latents = structure.importance.shape
     living = structure.groups_per_latent[structure.groups_per_latent > 0]
     return [
-        (f"{structure.zero_columns:.0%}", "of W is exactly zero", f"of its {groups * latents:,} columns"),
+        (
+            f"{structure.zero_columns:.0%}",
+            "of the columns of W are exactly zero",
+            f"{groups * latents:,} columns: {groups} groups × {latents} latents",
+        ),
         (
             f"{living.mean():.1f}" if len(living) else "–",
             "groups hold a living latent",
@@ -222,14 +242,14 @@ def _summary(structure: GroupStructure) -> list[tuple[str, str, str]]:
 # --- the groups ---------------------------------------------------------------------------------------------------
 
 
-def _groups(explanation: "Explanation", num_patches: int) -> dict[str, Any]:
+def _groups(explanation: "Explanation", photo: Callable[[int], str], num_patches: int) -> dict[str, Any]:
     """What the template needs for pictures and groups."""
     record, structure = explanation.record, explanation.structure
     shown = _pictures_to_show(record)
     principal = figures.pca_colors(record, shown)
     pictures = [
         {
-            "source": _data_uri(record.pixel_values[index]),
+            "source": photo(index),
             "name": _class_name(record, index),
             "pca": _data_uri(_bytes(principal[position]), lossless=True),
         }
@@ -272,9 +292,11 @@ def _groups(explanation: "Explanation", num_patches: int) -> dict[str, Any]:
                     }
                     for position in range(len(shown))
                 ],
-                "patches": [] if is_dead else _patches(record, group, num_patches, False),
-                "patches_above": [] if is_dead or len(record) < 2 else _patches(record, group, num_patches, True),
-                "images": [] if is_dead else _images(record, group, num_patches),
+                "patches": [] if is_dead else _patches(record, photo, group, num_patches, False),
+                "patches_above": []
+                if is_dead or len(record) < 2
+                else _patches(record, photo, group, num_patches, True),
+                "images": [] if is_dead else _images(record, photo, group, num_patches),
                 "classes": [] if scores is None or is_dead else _classes(scores, group),
                 "scores": _scores(structure, shares, likeness, explanation, group),
             }
@@ -306,8 +328,8 @@ def _sentence(structure: GroupStructure, shares: np.ndarray, group: int, num_ima
     if num_images > 1 and np.isfinite(shares[group]).all():
         place, image, rest = shares[group]
         text += (
-            f" Of the variation in its activity, {place:.0%} comes from the place in the image alone, {image:.0%} from "
-            f"the image as a whole, and {rest:.0%} from what is at one place of one image."
+            f" Of the variation in its activity, {place:.0%} comes from the place in the image alone, {image:.0%} "
+            f"from the image as a whole, and {rest:.0%} from what is at one place of one image."
         )
     return text
 
@@ -335,7 +357,10 @@ def _scores(
 
 
 def _likeness(maps: np.ndarray) -> np.ndarray:
-    """Correlation of groups over all patches, their places taken off: (G, G); NaN on the diagonal and where undefined."""
+    """Correlation of groups over all patches, the mean at each place taken off, (G, G).
+
+    NaN on the diagonal, and where a group never varies.
+    """
     values = figures.activation_above_place(maps) if len(maps) > 1 else maps
     flat = np.moveaxis(values, 1, 0).reshape(maps.shape[1], -1).astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -344,7 +369,9 @@ def _likeness(maps: np.ndarray) -> np.ndarray:
     return likeness
 
 
-def _patches(record: PatchRecord, group: int, count: int, above_place: bool) -> list[_Picture]:
+def _patches(
+    record: PatchRecord, photo: Callable[[int], str], group: int, count: int, above_place: bool
+) -> list[_Picture]:
     rows, columns = record.grid
     found = figures.top_patches(record, group, count, above_place)
     pictures = []
@@ -353,7 +380,7 @@ def _patches(record: PatchRecord, group: int, count: int, above_place: bool) -> 
         where = _place(patch.row, patch.column, rows, columns)
         pictures.append(
             _Picture(
-                _data_uri(record.pixel_values[patch.image]),
+                photo(patch.image),
                 f"Image {patch.image}{f' ({name})' if name else ''}, with a box {where}.",
                 name,
                 (100 * patch.column / columns, 100 * patch.row / rows, 100 / columns, 100 / rows),
@@ -362,10 +389,10 @@ def _patches(record: PatchRecord, group: int, count: int, above_place: bool) -> 
     return pictures
 
 
-def _images(record: PatchRecord, group: int, count: int) -> list[_Picture]:
+def _images(record: PatchRecord, photo: Callable[[int], str], group: int, count: int) -> list[_Picture]:
     return [
         _Picture(
-            _data_uri(record.pixel_values[index]),
+            photo(index),
             f"Image {index}{f' ({name})' if (name := _class_name(record, index)) else ''}.",
             name,
         )
@@ -442,32 +469,38 @@ def _charts(explanation: "Explanation") -> dict[str, Any]:
         "xtick.color": _INK,
         "ytick.color": _INK,
         "axes.edgecolor": _LINE,
+        "axes.facecolor": "none",
         "legend.edgecolor": _LINE,
     }
     for name, (draw, alt) in drawings.items():
         try:
             with matplotlib.rc_context(style):
-                charts[name] = {"svg": _svg(draw()), "alt": alt}
+                charts[name] = {"svg": _svg(draw(), name, alt)}
         except NotMeasurable as reason:
-            charts[name] = {"reason": str(reason)}
+            charts[name] = {"svg": "", "reason": str(reason)}
     return charts
 
 
-def _svg(figure: Figure) -> Markup:
+def _svg(figure: Figure, name: str, alt: str) -> Markup:
     """The figure as an SVG element whose colours are the page's."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(buffer, format="svg", transparent=False, facecolor="none", metadata=nothing)
+    figure.savefig(buffer, format="svg", facecolor="none", metadata=nothing)
     drawing = buffer.getvalue()
     drawing = drawing[drawing.index("<svg") :]
-    # The page's own words are its labels, and HTML needs no namespaces.
+    # HTML needs no namespaces.
     drawing = drawing.replace(' xmlns="http://www.w3.org/2000/svg"', "").replace(
         ' xmlns:xlink="http://www.w3.org/1999/xlink"', ""
     )
-    for color, variable in ((_INK, "--ink"), (_LINE, "--muted"), (figures.ZERO_COLOR, "--zero")):
+    # One page holds several drawings, and matplotlib names their parts alike.
+    drawing = re.sub(r'( id="|url\(#|xlink:href="#)', rf"\g<1>{name}-", drawing)
+    colors = {_INK: "--ink", _LINE: "--muted", figures.ZERO_COLOR: "--zero", figures.RULE_COLOR: "--paper"}
+    for color, variable in colors.items():
         drawing = drawing.replace(color, f"var({variable})")
-    width = figure.get_figwidth() * 72
-    return Markup(drawing.replace("<svg ", f'<svg aria-hidden="true" style="min-width: {min(width, 560):.0f}px" ', 1))
+    # Never smaller than letters can be read: on a phone it scrolls inside its frame.
+    width = 72 * figure.get_figwidth()
+    style = f"min-width: {width:.0f}px; max-width: {1.6 * width:.0f}px"
+    return Markup(drawing.replace("<svg ", f'<svg role="img" aria-label="{escape(alt)}" style="{style}" ', 1))
 
 
 def _strip(measure: Measure) -> Markup:
@@ -508,6 +541,11 @@ def format_number(value: float, digits: int = 3) -> str:
     return text.replace("-", "−")
 
 
+def _words(text: str) -> Markup:
+    """Text whose `names` are set as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -518,6 +556,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["number"] = format_number
     environment.filters["strip_chart"] = _strip
+    environment.filters["words"] = _words
     return environment
 
 
