@@ -15,7 +15,8 @@ from pathlib import Path
 
 from sparsejepa_hf.data import SYNTHETIC_SCENES, load_image_dataset
 from sparsejepa_hf.evaluation import VisionEncoder, load_encoder
-from sparsejepa_hf.interpret import EXTRA_COLUMNS, Explanation, explain, write_figures, write_report
+from sparsejepa_hf.interpret import EXTRA_COLUMNS, Explanation, explain
+from sparsejepa_hf.interpret.report import write_figures, write_report
 from sparsejepa_hf.records import provenance, write_record
 
 

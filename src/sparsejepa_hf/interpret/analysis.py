@@ -10,9 +10,9 @@ import datasets
 from ..evaluation import VisionEncoder
 from .ablation import ablation_section
 from .disentanglement import class_section, disentanglement_section
-from .groups import GroupStructure, find_model, group_structure
+from .groups import GroupStructure, group_structure
 from .information import information_section
-from .measures import Measure, NotMeasurable, Section
+from .measures import NotMeasurable, Section
 from .objects import objects_section
 from .patches import PatchRecord, collect_patches
 from .stability import stability_section
@@ -76,15 +76,17 @@ def explain(
         ValueError: the data set is empty or has no column `image`.
     """
 
-    def collect(other: VisionEncoder | None, images: datasets.Dataset = dataset) -> PatchRecord | None:
-        return None if other is None else collect_patches(other, images, progress=progress)
+    def collect(other: VisionEncoder, images: datasets.Dataset = dataset) -> PatchRecord:
+        return collect_patches(other, images, progress=progress)
 
-    record = collect_patches(encoder, dataset, progress=progress)
+    record = collect(encoder)
     structure = None
-    if record.latents is not None:
-        structure = group_structure(find_model(encoder.module), record.latents.reshape(-1, record.latents.shape[-1]))
-    baseline_record, untrained_record = collect(baseline), collect(untrained)
-    probe_record = None if probe_dataset is None else collect(encoder, probe_dataset)
+    if record.latents is not None and encoder.module is not None:
+        structure = group_structure(encoder.module, record.latents.reshape(-1, record.latents.shape[-1]))
+    baseline_record = None if baseline is None else collect(baseline)
+    # The only question that asks for it is that of objects.
+    untrained_record = None if untrained is None or record.masks is None else collect(untrained)
+    probe_record = None if probe_dataset is None or structure is None else collect(encoder, probe_dataset)
     questions: dict[str, tuple[str, Callable[[], Section]]] = {
         "objects": (
             "Do groups follow objects?",
@@ -114,6 +116,3 @@ def _ask(key: str, title: str, question: Callable[[], Section]) -> Section:
         return question()
     except NotMeasurable as reason:
         return Section(key, title, (), str(reason), is_measured=False)
-
-
-__all__ = ["Explanation", "Measure", "explain"]
