@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> Explanation:
         siblings=[load(source) for source in own.siblings],
         seed=own.seed,
     )
-    write_report(report, explanation, data_name=f"{own.dataset}, {own.split}")
+    write_report(report, explanation, data_name=f"{Path(own.dataset).name}, {own.split}")
     if own.figures:
         write_figures(own.figures, explanation)
     if own.results:

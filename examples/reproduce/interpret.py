@@ -19,12 +19,10 @@ import numpy as np
 from sparsejepa_hf.data import load_image_dataset
 from sparsejepa_hf.evaluation import load_encoder
 from sparsejepa_hf.interpret import EXTRA_COLUMNS, explain
+from sparsejepa_hf.interpret.measures import MORE
 from sparsejepa_hf.records import provenance, table, write_record
 
 from .experiment import Record, show
-
-
-BEATEN = "better than chance"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -110,7 +108,7 @@ def render(record: Record) -> str:
         rows = []
         for place, measured in enumerate(section["measures"]):
             found = [explanation["sections"][key]["measures"][place] for explanation in explanations]
-            beaten = sum(one["verdict"] == BEATEN for one in found)
+            beaten = sum(one["verdict"] == MORE for one in found)
             nulls = [
                 f"{null['name']}: {_number(np.mean([one['nulls'][which]['mean'] for one in found]))}"
                 for which, null in enumerate(measured["nulls"])
@@ -118,7 +116,7 @@ def render(record: Record) -> str:
             name = measured["name"] + (f" ({measured['unit']})" if measured["unit"] else "")
             verdict = f"{beaten} of {len(found)}" if measured["nulls"] else "–"
             rows.append([name, _spread([one["value"] for one in found]), "; ".join(nulls) or "–", verdict])
-        parts.append(table(["measure", "groups", "nulls", "better than every null"], rows))
+        parts.append(table(["measure", "groups", "nulls", "more than every null"], rows))
     return "\n\n".join(parts)
 
 

@@ -226,12 +226,12 @@ def test_sections_tell_factors_and_classes_from_chance(perfect, noise, factors):
     table, labels = Dataset.from_dict({"objects": objects}), factors["count"][:n]
     good, bad = record(perfect[:n], labels, table), record(noise[:n], labels, table)
     section = disentanglement_section(good, num_draws=6)
-    assert {measure.verdict for measure in section.measures} == {"better than chance"}
+    assert {measure.verdict for measure in section.measures} == {"more than chance"}
     assert section.details["groups"]["best_code_of_factor"] == {"shape": 0, "count": 1, "x": 2, "size": 3}
     assert "each score is better than chance" in section.finding
     assert "no better than chance" in disentanglement_section(bad, num_draws=20).finding
     classes = class_section(good)
-    assert classes.finding.startswith("Group 1 tells most") and classes.measures[1].verdict == "better than chance"
+    assert classes.finding.startswith("Group 1 tells most") and classes.measures[1].verdict == "more than chance"
     assert "no better than chance" in class_section(bad, seed=1).finding
     for made in (section, classes):
         json.dumps(made.to_dict(), allow_nan=False)

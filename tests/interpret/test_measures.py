@@ -17,26 +17,25 @@ def test_the_null_s_interval_leaves_a_fortieth_of_the_draws_on_each_side():
 
 
 @pytest.mark.parametrize(
-    ("value", "interval", "higher_is_more", "expected"),
+    ("value", "interval", "verdict"),
     [
-        (976, None, True, True),
-        (975, None, True, False),
-        (1200, (970, 1300), True, False),
-        (1200, (980, 1300), True, True),
-        (24, None, False, True),
-        (24, (0, 30), False, False),
-        (1200, None, False, False),
+        (976, None, "more than chance"),
+        (975, None, "no more than draws"),
+        (1200, (970, 1300), "no more than draws"),
+        (1200, (980, 1300), "more than chance"),
+        (24, None, "less than chance"),
+        (24, (0, 30), "no more than draws"),
+        (500, (499, 501), "no more than draws"),
     ],
 )
-def test_a_value_beats_chance_with_all_of_its_interval_on_the_right_side(value, interval, higher_is_more, expected):
-    measure = Measure("m", value, (DRAWS,), interval, higher_is_more=higher_is_more)
-    assert measure.beats(DRAWS) is expected
-    assert (measure.verdict == "better than chance") is expected
+def test_more_than_chance_is_all_of_the_interval_beyond_the_draws(value, interval, verdict):
+    assert Measure("m", value, (DRAWS,), interval).verdict == verdict
 
 
-def test_one_unbeaten_null_is_enough_to_be_no_better_than_it():
+def test_one_null_that_is_not_exceeded_is_enough():
     measure = Measure("m", 2.0, (Null("low", (1.0,)), Null("high", (3.0,))))
-    assert measure.verdict == "no better than high"
+    assert measure.verdict == "no more than high"
+    assert Measure("m", 0.5, measure.nulls).verdict == "less than chance"
     assert Measure("m", 2.0).verdict is None
 
 

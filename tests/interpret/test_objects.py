@@ -154,7 +154,7 @@ def test_pca_maps_find_the_direction_of_objects_whatever_its_sign(masks):
 
 def test_groups_that_are_objects_beat_every_null(masks, object_maps, noise_maps):
     section = objects_section(_record(object_maps, masks), untrained=_record(noise_maps, masks))
-    assert [measure.verdict for measure in section.measures] == ["better than chance"] * 4
+    assert [measure.verdict for measure in section.measures] == ["more than chance"] * 4
     assert section.finding.startswith("Groups follow objects")
     assert section.measures[0].value > 0.9 and section.measures[1].value > 0.95
     assert section.details["num_objects"] == 120

@@ -137,7 +137,7 @@ def test_every_group_and_every_section_is_there_and_can_be_reached(page, explana
         assert section.title in page.text
     assert "Not measured" in page.text and "The data set has no column mask." in page.text
     assert "shuffled labels 0.150 (0.103 to 0.198)" in " ".join(page.text.split())
-    assert "no better than untrained" in page.text and "−12.3" in page.text
+    assert "no more than untrained" in page.text and "−12.3" in page.text
     assert page.text.count("Score of its own") == 3
 
 

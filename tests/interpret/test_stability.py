@@ -151,8 +151,8 @@ def test_runs_with_the_same_groups_in_other_words_are_found_the_same(latents, ot
         assert measure.value == pytest.approx(1, abs=1e-4)
         about = section.details["pairs"][0][name]
         assert dict(zip(*about["groups"], strict=True)) == {0: 2, 1: 0, 2: 3, 3: 1}
-        assert measure.beats(next(null for null in measure.nulls if null.name == "random groupings"))
-        assert measure.beats(next(null for null in measure.nulls if null.name == "other images"))
+        assert measure.exceeds(next(null for null in measure.nulls if null.name == "random groupings"))
+        assert measure.exceeds(next(null for null in measure.nulls if null.name == "other images"))
 
 
 def test_runs_with_other_groups_of_the_same_latents_are_not(latents, make_encoder):
@@ -162,7 +162,7 @@ def test_runs_with_other_groups_of_the_same_latents_are_not(latents, make_encode
     )
     assert "do not find the same groups" in section.finding and "random groupings" in section.finding
     # They see the same images, so they are more alike than on other images; hence the null.
-    assert section.measures[0].beats(section.measures[0].nulls[0])
+    assert section.measures[0].exceeds(section.measures[0].nulls[0])
 
 
 def test_what_is_missing_is_said(latents, make_encoder):

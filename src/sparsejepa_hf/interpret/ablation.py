@@ -16,7 +16,7 @@ from ..evaluation.features import default_batch_size, frozen_module
 from ..masking import MultiBlockMaskSampler
 from ..modeling_sparsejepa import SparseJEPAModel
 from .groups import GroupStructure, find_grouping, find_model, group_structure
-from .measures import Measure, NotMeasurable, Null, Section
+from .measures import MORE, Measure, NotMeasurable, Null, Section
 from .objects import describe_measure
 from .patches import PatchRecord
 from .stability import encoder_module
@@ -384,7 +384,7 @@ def _finding(measures: Sequence[Measure], groups: np.ndarray) -> str:
     parts = []
     for measure in measures:
         better, not_better = words[measure.name]
-        word = better if measure.verdict == "better than chance" else not_better
+        word = better if measure.verdict == MORE else not_better
         parts.append(f"{costs[measure.name].format(word)}: {describe_measure(measure)}.")
     if len(groups) == 1:
         parts.append("Only one group holds latents.")

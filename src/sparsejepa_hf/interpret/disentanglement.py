@@ -282,7 +282,7 @@ def class_section(record: PatchRecord, *, num_draws: int = 100, seed: int = 0) -
         Measure(f"class information of group {group}", float(share), (best,))
         for group, share in zip(used.tolist(), shares, strict=True)
     )
-    above = [measure for measure in measures if measure.beats(best)]
+    above = [measure for measure in measures if measure.exceeds(best)]
     top = max(measures, key=lambda measure: measure.value)
     finding = (
         f"Group {used[int(shares.argmax())]} tells most of the class: {100 * top.value:.2f} % of its "
@@ -319,7 +319,7 @@ _NAMES = {
 
 
 def _sentence(what: str, scores: Disentanglement, measures: list[Measure]) -> str:
-    beats = {name: measure.beats(measure.nulls[0]) for name, measure in zip(vars(scores), measures, strict=True)}
+    beats = {name: measure.exceeds(measure.nulls[0]) for name, measure in zip(vars(scores), measures, strict=True)}
     beaten = [_NAMES[name] for name, is_beaten in beats.items() if is_beaten]
     if not (scores.modularity > 0 and beats["informativeness"]):
         verdict = "no better than chance"

@@ -510,16 +510,16 @@ def _share_measure(result: GroupingRedundancy, what: str, estimator: str) -> Mea
 
 def _share_sentence(result: GroupingRedundancy, what: str, measure: Measure) -> str:
     null = measure.nulls[0]
-    if measure.beats(null):
+    if measure.exceeds(null):
         verdict = "more than chance"
     elif result.share_interval[1] < null.low:
-        verdict = "less than chance: what shares a group repeats itself less than what is drawn at random"
+        verdict = "less than chance; latents of one group repeat each other less than latents drawn at random"
     else:
         verdict = "no better than chance"
     return (
-        f"Inside {what} lies {100 * result.share:.1f} % of the redundancy; random groupings of the same sizes hold "
-        f"{100 * null.low:.1f} to {100 * null.high:.1f} %, and one that was sought for it "
-        f"{100 * result.searched_share:.1f} %: {verdict}."
+        f"{100 * result.share:.1f} % of the redundancy lies inside {what}: {verdict}. Random groupings of the same sizes "
+        f"hold {100 * null.low:.1f} to {100 * null.high:.1f} %, and one that was sought for it holds "
+        f"{100 * result.searched_share:.1f} %."
     )
 
 
@@ -571,7 +571,7 @@ def _activation_measures(means: Array, seed: int, num_draws: int = 20) -> tuple[
     found = " and ".join(
         f"{measure.value:.2f} nats by {name}" for name, measure in zip(estimators, measures, strict=True)
     )
-    is_shared = any(measure.beats(measure.nulls[0]) for measure in measures)
+    is_shared = any(measure.exceeds(measure.nulls[0]) for measure in measures)
     return measures, (
         f"Over images, the mean activations of {groups} groups share {found}, against at most "
         f"{max(measure.nulls[0].high for measure in measures):.2f} where images are shuffled: "

@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 
 
+MORE, LESS = "more than chance", "less than chance"
+
+
 class NotMeasurable(ValueError):
     """This cannot be measured here. The message says what is missing, what was given and what to do."""
 
@@ -53,7 +56,6 @@ class Measure:
         nulls: what it is compared with.
         interval: 95 % bootstrap interval over images, where there is one.
         unit: such as "nats", or "" for a pure number.
-        higher_is_more: whether a larger value speaks for the groups.
     """
 
     name: str
@@ -61,23 +63,25 @@ class Measure:
     nulls: tuple[Null, ...] = ()
     interval: tuple[float, float] | None = None
     unit: str = ""
-    higher_is_more: bool = True
 
-    def beats(self, null: Null) -> bool:
-        """Whether the value, and all of its interval, lies on the right side of 97.5 % of the null's draws."""
-        low, high = self.interval or (self.value, self.value)
-        if self.higher_is_more:
-            return min(low, self.value) > null.high
-        return max(high, self.value) < null.low
+    def exceeds(self, null: Null) -> bool:
+        """Whether the value, with all of its interval, lies above 97.5 % of the null's draws."""
+        return min((self.value, *(self.interval or ()))) > null.high
+
+    def falls_below(self, null: Null) -> bool:
+        """Whether the value, with all of its interval, lies below 97.5 % of the null's draws."""
+        return max((self.value, *(self.interval or ()))) < null.low
 
     @property
     def verdict(self) -> str | None:
-        """ "better than chance", if it beats every null, else "no better than" those it does not beat; None without
-        any null."""
+        """[`MORE`] if it exceeds every null, [`LESS`] if it falls below every null, else "no more than" those that it
+        does not exceed; None without any null."""
         if not self.nulls:
             return None
-        unbeaten = [null.name for null in self.nulls if not self.beats(null)]
-        return f"no better than {', '.join(unbeaten)}" if unbeaten else "better than chance"
+        if all(map(self.falls_below, self.nulls)):
+            return LESS
+        rivals = [null.name for null in self.nulls if not self.exceeds(null)]
+        return f"no more than {', '.join(rivals)}" if rivals else MORE
 
     def to_dict(self) -> dict[str, Any]:
         """For a results file."""

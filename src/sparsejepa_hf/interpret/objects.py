@@ -10,7 +10,7 @@ from scipy.special import entr
 from scipy.stats import skew
 from sklearn.decomposition import PCA
 
-from .measures import Measure, NotMeasurable, Null, Section
+from .measures import MORE, Measure, NotMeasurable, Null, Section
 from .patches import PatchRecord
 
 
@@ -350,8 +350,8 @@ def describe_measure(measure: Measure, digits: int = 3) -> str:
 
 
 def _finding(measures: tuple[Measure, ...]) -> str:
-    better = [measure for measure in measures if measure.verdict == "better than chance"]
-    beats_shuffles = [measure for measure in measures if measure.beats(measure.nulls[0])]
+    better = [measure for measure in measures if measure.verdict == MORE]
+    beats_shuffles = [measure for measure in measures if measure.exceeds(measure.nulls[0])]
     if len(better) == len(measures):
         opening = "Groups follow objects: every measure is above all that it is compared with."
     elif better:
@@ -360,7 +360,7 @@ def _finding(measures: tuple[Measure, ...]) -> str:
             "that know nothing of groups."
         )
     elif beats_shuffles:
-        unbeaten = sorted({null.name for m in beats_shuffles for null in m.nulls if not m.beats(null)})
+        unbeaten = sorted({null.name for m in beats_shuffles for null in m.nulls if not m.exceeds(null)})
         opening = (
             "Group maps depend on where the objects are, but follow them no better than "
             f"{' or '.join(unbeaten)}: grouping has added nothing here."

@@ -293,7 +293,7 @@ def encoder_module(encoder: VisionEncoder) -> torch.nn.Module:
 
 def _finding(measures: Sequence[Measure], num_checkpoints: int) -> str:
     runs = f"The {num_checkpoints} runs"
-    unbeaten = sorted({null.name for measure in measures for null in measure.nulls if not measure.beats(null)})
+    unbeaten = sorted({null.name for measure in measures for null in measure.nulls if not measure.exceeds(null)})
     if not unbeaten:
         opening = f"{runs} find the same groups more than chance would."
     elif unbeaten == [_UNTRAINED]:
