@@ -15,9 +15,11 @@ $(READY): setup.py
 	$(BIN)/python -m pip install --disable-pip-version-check -e ".[dev]"
 	touch $(READY)
 
-# Pre-trains on the built-in scenes in under 5 minutes on 2 CPU cores, then compares with the untrained encoder.
+# In under 5 minutes on 2 CPU cores: pre-trains on the built-in scenes, compares with the untrained encoder, and writes
+# a page about the groups that it found.
 demo: $(READY)
 	$(BIN)/python examples/pretrain.py examples/configs/demo.yaml
+	$(BIN)/python examples/explain_groups.py runs/demo --dataset synthetic-scenes --split test --max_examples 1000
 
 # Lint, types, documentation, then every test, the slow ones too. The tests come last: CI reads their closing line.
 test: lint types docs pytest

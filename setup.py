@@ -30,6 +30,8 @@ INSTALL_REQUIRES = [
 ]
 # The page to try. Tested with this version.
 APP = ["gradio>=6.31"]
+# What draws figures, and the page about a checkpoint's groups.
+PLOTS = ["matplotlib>=3.8", "jinja2>=3.1"]
 # What builds docs/.
 DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"]
 # What the benchmarks time beside this package, and what runs its exported models.
@@ -54,6 +56,7 @@ setup(
         "sparsejepa_hf.evaluation.metrics": ["*/*.py"],
         # What a Space of the Hub needs beside the code.
         "sparsejepa_hf.interpret.app": ["README.md", "requirements.txt", "page.css"],
+        "sparsejepa_hf.interpret": ["report_template.html"],
         "sparsejepa_hf.training": ["model_card_template.md"],
     },
     python_requires=">=3.10",
@@ -69,10 +72,11 @@ setup(
             "types-PyYAML",
             "hypothesis>=6.100",
             "ruff==0.17.5",
-            "matplotlib>=3.8",
+            "playwright>=1.60",
+            *PLOTS,
         ],
         "app": APP,
-        "plots": ["matplotlib>=3.8"],
+        "plots": PLOTS,
         "benchmark": BENCHMARK,
         "docs": DOCS,
     },

@@ -491,22 +491,6 @@ def test_percentages_are_0_and_100_only_where_they_are():
 
 
 @pytest.fixture(scope="module")
-def browser():
-    """Headless Chromium; skips where there is none."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="the browser is driven by Playwright")
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("no Chromium on the path, so the page cannot be opened")
-    quiet = ("no-sandbox", "disable-gpu", "disable-background-networking", "disable-component-update")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=path, args=[f"--{flag}" for flag in (*quiet, "disable-sync", "no-first-run")]
-        )
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture(scope="module")
 def address(tiny, tmp_path_factory):
     """Where the page of the tiny model is served."""
     page = page_module()

@@ -16,8 +16,7 @@ from ..evaluation.features import default_batch_size, frozen_module
 from ..masking import MultiBlockMaskSampler
 from ..modeling_sparsejepa import SparseJEPAModel
 from .groups import GroupStructure, find_grouping, find_model, group_structure
-from .measures import MORE, Measure, NotMeasurable, Null, Section
-from .objects import describe_measure
+from .measures import MORE, Measure, NotMeasurable, Null, Section, for_each_group
 from .patches import PatchRecord
 from .stability import encoder_module
 
@@ -228,6 +227,7 @@ def ablation_section(
         )
     error, about_error = _prediction_error(encoder, record, weight, structure, groups, rng, seed)
     measures, details = [error], {"groups": groups.tolist(), "prediction_error": about_error}
+    scores = {"Rise of the prediction error without it": about_error["rise_by_group"]}
     try:
         probe = _probe(record, probe_record, weight.float().cpu().numpy(), seed)
     except NotMeasurable as reason:
@@ -236,6 +236,8 @@ def ablation_section(
         missing = ""
         more, details["probe"] = _probe_losses(probe, record.label_names, structure, groups, rng)
         measures += more
+        scores["Probe accuracy lost without it"] = [-change for change in details["probe"]["change_by_group"]]
+    details["by_group"] = {name: for_each_group(groups, values, len(weight)) for name, values in scores.items()}
     return Section("ablation", _TITLE, tuple(measures), _finding(measures, groups) + missing, details)
 
 
@@ -385,7 +387,7 @@ def _finding(measures: Sequence[Measure], groups: np.ndarray) -> str:
     for measure in measures:
         better, not_better = words[measure.name]
         word = better if measure.verdict == MORE else not_better
-        parts.append(f"{costs[measure.name].format(word)}: {describe_measure(measure)}.")
+        parts.append(f"{costs[measure.name].format(word)}.")
     if len(groups) == 1:
         parts.append("Only one group holds latents.")
     return " ".join(parts)

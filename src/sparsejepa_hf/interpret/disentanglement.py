@@ -22,7 +22,7 @@ from sklearn.metrics import r2_score
 from sklearn.metrics.cluster import expected_mutual_information
 
 from .information import is_constant
-from .measures import Measure, NotMeasurable, Null, Section
+from .measures import Measure, NotMeasurable, Null, Section, for_each_group
 from .patches import PatchRecord
 
 
@@ -299,7 +299,7 @@ def class_section(record: PatchRecord, *, num_draws: int = 100, seed: int = 0) -
         finding=finding,
         details={
             "groups": used.tolist(),
-            "information_nats": (shares * entropy).tolist(),
+            "by_group": {"Share of the class it tells": for_each_group(used, shares, maps.shape[1])},
             "label_entropy_nats": entropy,
             "num_classes": len(frequency),
             "num_images": len(labels),

@@ -517,8 +517,8 @@ def _share_sentence(result: GroupingRedundancy, what: str, measure: Measure) -> 
     else:
         verdict = "no better than chance"
     return (
-        f"{100 * result.share:.1f} % of the redundancy lies inside {what}: {verdict}. Random groupings of the same sizes "
-        f"hold {100 * null.low:.1f} to {100 * null.high:.1f} %, and one that was sought for it holds "
+        f"{100 * result.share:.1f} % of the redundancy lies inside {what}: {verdict}. Random groupings of the same "
+        f"sizes hold {100 * null.low:.1f} to {100 * null.high:.1f} %, and one that was sought for it holds "
         f"{100 * result.searched_share:.1f} %."
     )
 

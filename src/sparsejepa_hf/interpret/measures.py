@@ -1,6 +1,7 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """What an analysis returns: measures beside what they would be if there were nothing to find, and a finding."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,6 +98,12 @@ class Measure:
         }
 
 
+def for_each_group(groups: np.ndarray, values: Sequence[float] | np.ndarray, num_groups: int) -> list[float | None]:
+    """`values` of `groups` at those groups' places among all; None for the others, such as dead ones."""
+    found = dict(zip(np.asarray(groups).tolist(), np.asarray(values, dtype=float).tolist(), strict=True))
+    return [found.get(group) for group in range(num_groups)]
+
+
 @dataclass(frozen=True)
 class Section:
     """One question and its answer.
@@ -106,7 +113,8 @@ class Section:
         title: the question.
         measures: the numbers.
         finding: what they mean here, in a sentence or two. Where a section could not be measured: why.
-        details: what figures and tables need besides; nothing but what JSON can hold.
+        details: what figures and tables need besides; nothing but what JSON can hold. `by_group`, if given, holds
+            scores of single groups: by name, a list of one number or None for each group.
         is_measured: False if `finding` says why there is no answer.
     """
 

@@ -10,7 +10,7 @@ from scipy.special import entr
 from scipy.stats import skew
 from sklearn.decomposition import PCA
 
-from .measures import MORE, Measure, NotMeasurable, Null, Section
+from .measures import MORE, Measure, NotMeasurable, Null, Section, for_each_group
 from .patches import PatchRecord
 
 
@@ -315,7 +315,7 @@ def objects_section(
         "num_objects": len(objects.areas),
         "num_small_objects_left_out": int((scores.tables[:, :, 1:].sum(axis=1) > 0).sum() - len(objects.areas)),
         "groups": groups.tolist(),
-        "iou_by_group": scores.iou.mean(axis=0).tolist(),
+        "by_group": {"Overlap with objects (IoU)": for_each_group(groups, scores.iou.mean(axis=0), maps.shape[1])},
         "best_for_share_of_objects": (
             np.bincount(scores.iou.argmax(axis=1), minlength=len(groups)) / len(objects.areas)
         ).tolist(),
@@ -343,12 +343,6 @@ def require_same_images(record: PatchRecord, other: PatchRecord | None) -> None:
         )
 
 
-def describe_measure(measure: Measure, digits: int = 3) -> str:
-    """A measure beside its nulls, in words: "best IoU 0.31 (shuffled masks 0.20, PCA 0.35)"."""
-    nulls = ", ".join(f"{null.name} {null.mean:.{digits}f}" for null in measure.nulls)
-    return f"{measure.name} {measure.value:.{digits}f}" + (f" ({nulls})" if nulls else "")
-
-
 def _finding(measures: tuple[Measure, ...]) -> str:
     better = [measure for measure in measures if measure.verdict == MORE]
     beats_shuffles = [measure for measure in measures if measure.exceeds(measure.nulls[0])]
@@ -367,4 +361,4 @@ def _finding(measures: tuple[Measure, ...]) -> str:
         )
     else:
         opening = "Group maps follow objects no better than chance."
-    return f"{opening} {'; '.join(describe_measure(measure) for measure in measures)}."
+    return opening

@@ -16,7 +16,7 @@ from ..evaluation.features import default_batch_size, frozen_module, preserved_r
 from ..modeling_sparsejepa import SparseJEPAForPreTraining
 from .groups import find_grouping, find_model
 from .measures import Measure, NotMeasurable, Null, Section
-from .objects import describe_measure, live_maps, require_same_images
+from .objects import live_maps, require_same_images
 from .patches import PatchRecord
 
 
@@ -306,4 +306,4 @@ def _finding(measures: Sequence[Measure], num_checkpoints: int) -> str:
             f"{runs} do not find the same groups: by one similarity or both, matched groups are no more alike than "
             f"those of {' or '.join(unbeaten)}."
         )
-    return f"{opening} {'; '.join(describe_measure(measure) for measure in measures)}."
+    return opening
