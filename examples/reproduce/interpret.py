@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     path = Path(own.render or own.results)
     if not own.render:
         write_record(measure(own), path)
-    show(path, own.into, {"": render}, plot, needs=("explanations",))
+    show(path, own.into, RENDERINGS, plot, needs=("explanations",))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -153,6 +153,9 @@ def plot(record: Record, path: Path) -> None:
         axis.grid(axis="x", alpha=0.3)
     figure.suptitle("Blue: the groups, one dot a checkpoint. Grey: the range of each null.", fontsize=9)
     figure.savefig(path, dpi=120)
+
+
+RENDERINGS = {"": render}
 
 
 if __name__ == "__main__":

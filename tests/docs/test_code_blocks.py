@@ -68,8 +68,9 @@ def test_the_pages_are_read():
 
 @pytest.mark.parametrize("page", PYTHON_PAGES, ids=lambda page: page.name)
 def test_a_page_s_python_runs_from_its_first_block_to_its_last(page, tmp_path, monkeypatch, capsys):
-    """As a reader would type it: in one namespace, in an empty folder. Errors name the page's own line."""
+    """As a reader would type it: in one namespace, with the checkout's models at hand. Errors name the page's line."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "model_cards").symlink_to(ROOT / "model_cards")
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for block in blocks(page):
         if block.language != "python" or block.reason is not None:

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import summary
 from benchmarks.harness import records
-from examples.reproduce import paper_table, sweep
+from examples.reproduce import interpret, paper_table, sweep
 from sparsejepa_hf.records import render_into
 
 
@@ -27,7 +27,9 @@ def rendered(mark: str) -> str:
     record = json.loads((ROOT / "results" / name).read_text(encoding="utf-8"))
     if "benchmark" in record:
         return records.render(record)
-    return (sweep if "axes" in record else paper_table).RENDERINGS[sharp + part](record)
+    kinds = {"axes": sweep, "explanations": interpret}
+    module = next((module for key, module in kinds.items() if key in record), paper_table)
+    return module.RENDERINGS[sharp + part](record)
 
 
 @pytest.mark.parametrize(("page", "mark"), MARKS, ids=lambda value: getattr(value, "name", value))
