@@ -15,14 +15,21 @@ from pathlib import Path
 
 from sparsejepa_hf.data import SYNTHETIC_SCENES, load_image_dataset
 from sparsejepa_hf.evaluation import VisionEncoder, load_encoder
-from sparsejepa_hf.interpret import EXTRA_COLUMNS, Explanation, explain
+from sparsejepa_hf.interpret import EXTRA_COLUMNS, explain
 from sparsejepa_hf.interpret.report import write_figures, write_report
 from sparsejepa_hf.records import provenance, write_record
 
 
-def main(arguments: Sequence[str] | None = None) -> Explanation:
-    """Explains a checkpoint, writes the page and what else was asked for, and returns the explanation."""
-    own = parse(arguments)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Explains a checkpoint; what cannot be loaded ends it with a sentence."""
+    try:
+        run(parse(arguments))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{error}") from error
+
+
+def run(own: argparse.Namespace) -> None:
+    """Explains a checkpoint, and writes the page and what else was asked for."""
     origin = provenance()
     folder = Path(own.checkpoint) if Path(own.checkpoint).is_dir() else Path("runs") / Path(own.checkpoint).name
     report = Path(own.report or folder / "groups.html")
@@ -52,12 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> Explanation:
     if own.figures:
         write_figures(own.figures, explanation)
     if own.results:
-        about = {"checkpoint": own.checkpoint, "dataset": own.dataset, "split": own.split, "seed": own.seed}
+        about = {"checkpoint": Path(own.checkpoint).name, "dataset": own.dataset, "split": own.split, "seed": own.seed}
         write_record({**origin, **about, **explanation.to_dict()}, own.results)
     for section in explanation.sections:
         print(f"\n{section.title}\n  {section.finding}")
     print(f"\nGroups: {report}  (open it in a browser)")
-    return explanation
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -494,7 +494,7 @@ def information_section(
         key="information",
         title="Do groups gather what is redundant?",
         measures=tuple(measures),
-        finding=" ".join(sentences + not_measured),
+        finding=" ".join(dict.fromkeys(sentences + not_measured)),
         details=details,
     )
 

@@ -152,6 +152,8 @@ def stability_section(encoders: Sequence[VisionEncoder], records: Sequence[Patch
         NotMeasurable: fewer than two checkpoints, the same one twice, no groups, no group whose map differs between
             images, or records of different images.
     """
+    for record in records:
+        record.require_groups()
     if len(records) < 2:
         raise NotMeasurable(
             "There is one checkpoint, so nothing can be said about other seeds; give another one of the same recipe "
