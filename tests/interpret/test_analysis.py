@@ -51,7 +51,8 @@ def test_with_masks_factors_labels_and_a_second_seed_all_is_measured(save, scene
         save(), scenes, untrained=save(seed=5), baseline=save(use_grouping=False), siblings=[save(seed=9)]
     )
     assert all(section.is_measured and section.measures for section in sections.values())
-    assert {null.name for null in sections["objects"].measures[0].nulls} >= {"shuffled masks", "untrained model"}
+    assert {null.name for null in sections["objects"].measures[0].nulls} >= {"shuffled masks"}
+    assert any("untrained" in null.name for null in sections["objects"].measures[0].nulls)
     assert len(explanation.record) == 80 and explanation.structure is not None
 
 
