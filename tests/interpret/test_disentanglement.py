@@ -231,7 +231,7 @@ def test_sections_tell_factors_and_classes_from_chance(perfect, noise, factors):
     assert "each score is better than chance" in section.finding
     assert "no better than chance" in disentanglement_section(bad, num_draws=20).finding
     classes = class_section(good)
-    assert classes.finding.startswith("Group 1 tells most") and classes.measures[1].verdict == "more than chance"
+    assert classes.finding.startswith("Group 1 says most") and classes.measures[0].verdict == "more than chance"
     assert "no better than chance" in class_section(bad, seed=1).finding
     for made in (section, classes):
         json.dumps(made.to_dict(), allow_nan=False)

@@ -276,21 +276,24 @@ def class_section(record: PatchRecord, *, num_draws: int = 100, seed: int = 0) -
     shares, draws = group_class_information(values[:, used], labels, num_draws=num_draws, seed=seed)
     frequency = np.unique(labels, return_counts=True)[1] / len(labels)
     entropy = float(entr(frequency).sum())
-    # Against the most that any group tells by chance, so that many groups do not make one of them significant.
-    best = Null("shuffled labels, the best group", tuple(map(float, draws.max(axis=1))))
-    measures = tuple(
-        Measure(f"class information of group {group}", float(share), (best,))
-        for group, share in zip(used.tolist(), shares, strict=True)
+    best = Null("shuffled labels", tuple(map(float, draws.max(axis=1))))
+    measures = (
+        Measure("class information of the best group", float(shares.max()), (best,)),
+        Measure(
+            "class information of a group, on average",
+            float(shares.mean()),
+            (Null("shuffled labels", tuple(map(float, draws.mean(axis=1)))),),
+        ),
     )
-    above = [measure for measure in measures if measure.exceeds(best)]
-    top = max(measures, key=lambda measure: measure.value)
+    # Against the most that any group tells by chance, so that many groups do not make one of them significant.
+    above = int((shares > best.high).sum())
     finding = (
-        f"Group {used[int(shares.argmax())]} tells most of the class: {100 * top.value:.2f} % of its "
-        f"{entropy:.2f} nats; with shuffled labels the best group tells up to {100 * best.high:.2f} %. "
-        f"{len(above)} of {len(used)} groups tell more than chance."
+        f"Group {used[int(shares.argmax())]} says most about the class: {100 * shares.max():.1f} % of what there is to "
+        f"know. With shuffled labels the best group says up to {100 * best.high:.1f} %. {above} of {len(used)} groups "
+        "say more than chance."
         if above
-        else f"No group's mean activation tells more of the class than shuffled labels do ({100 * top.value:.2f} % of "
-        f"its {entropy:.2f} nats at most, chance up to {100 * best.high:.2f} %): no better than chance."
+        else f"No group says more about the class than chance would: at most {100 * shares.max():.1f} % of what there is "
+        f"to know, and up to {100 * best.high:.1f} % with shuffled labels. This is no better than chance."
     )
     return Section(
         key="classes",
