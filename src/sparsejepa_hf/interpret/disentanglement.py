@@ -287,13 +287,13 @@ def class_section(record: PatchRecord, *, num_draws: int = 100, seed: int = 0) -
     )
     # Against the most that any group tells by chance, so that many groups do not make one of them significant.
     above = int((shares > best.high).sum())
+    known, chance = f"{100 * shares.max():.1f} % of what there is to know", f"{100 * best.high:.1f} %"
     finding = (
-        f"Group {used[int(shares.argmax())]} says most about the class: {100 * shares.max():.1f} % of what there is to "
-        f"know. With shuffled labels the best group says up to {100 * best.high:.1f} %. {above} of {len(used)} groups "
-        "say more than chance."
+        f"Group {used[int(shares.argmax())]} says most about the class: {known}. With shuffled labels the best group "
+        f"says up to {chance}. {above} of {len(used)} groups say more than chance."
         if above
-        else f"No group says more about the class than chance would: at most {100 * shares.max():.1f} % of what there is "
-        f"to know, and up to {100 * best.high:.1f} % with shuffled labels. This is no better than chance."
+        else f"No group says more about the class than chance would: at most {known}, and up to {chance} with shuffled "
+        "labels. This is no better than chance."
     )
     return Section(
         key="classes",
