@@ -292,8 +292,8 @@ def class_section(record: PatchRecord, *, num_draws: int = 100, seed: int = 0) -
         f"Group {used[int(shares.argmax())]} says most about the class: {known}. With shuffled labels the best group "
         f"says up to {chance}. {above} of {len(used)} groups say more than chance."
         if above
-        else f"No group says more about the class than chance would: at most {known}, and up to {chance} with shuffled "
-        "labels. This is no better than chance."
+        else f"No group says more about the class than chance would: at most {known}, and with shuffled labels up to "
+        f"{chance}. This is no better than chance."
     )
     return Section(
         key="classes",
