@@ -10,6 +10,7 @@ The table goes between the marks `<!-- results/interpret_cifar100_cpu.json -->` 
 """
 
 import argparse
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -134,24 +135,37 @@ def plot(record: Record, path: Path) -> None:
     from matplotlib.figure import Figure
 
     explanations = record["explanations"]
-    sections = {key: s for key, s in explanations[0]["sections"].items() if s["is_measured"]}
-    heights = [1 + len(section["measures"]) for section in sections.values()]
-    figure = Figure(figsize=(9, 0.55 * sum(heights)), layout="constrained")
-    axes = figure.subplots(len(sections), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for axis, (key, section) in zip(axes, sections.items(), strict=True):
-        for place, measured in enumerate(section["measures"]):
-            found = [explanation["sections"][key]["measures"][place] for explanation in explanations]
-            for which, _ in enumerate(measured["nulls"]):
-                nulls = [one["nulls"][which] for one in found]
-                low, high = min(null["low"] for null in nulls), max(null["high"] for null in nulls)
-                axis.plot([low, high], [place, place], color="#9a9a9a", linewidth=7, alpha=0.6, solid_capstyle="butt")
-            axis.plot([one["value"] for one in found], [place] * len(found), "o", color="#0072b2", markersize=5)
-        axis.set_yticks(range(len(section["measures"])), [measured["name"] for measured in section["measures"]])
-        axis.invert_yaxis()
-        axis.margins(y=0.2)
-        axis.set_title(section["title"], loc="left", fontsize=10)
-        axis.grid(axis="x", alpha=0.3)
-    figure.suptitle("Blue: the groups, one dot a checkpoint. Grey: the range of each null.", fontsize=9)
+    rows = [
+        (key, place, section["title"] if place == 0 else "")
+        for key, section in explanations[0]["sections"].items()
+        for place in range(len(section["measures"]))
+    ]
+    figure = Figure(figsize=(9, 0.75 * len(rows) + 0.6), layout="constrained")
+    # Each measure has a scale of its own.
+    axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
+    for axis, (key, place, title) in zip(axes, rows, strict=True):
+        found = [explanation["sections"][key]["measures"][place] for explanation in explanations]
+        for which, null in enumerate(found[0]["nulls"]):
+            nulls = [one["nulls"][which] for one in found]
+            low, high = min(null["low"] for null in nulls), max(null["high"] for null in nulls)
+            axis.plot([low, high], [0, 0], "|-", color="#8a8a8a", markersize=11, linewidth=8, alpha=0.6)
+            # Neighbours' names lie one above the other.
+            axis.text(
+                (low + high) / 2,
+                0.5 + 0.35 * (which % 2),
+                null["name"],
+                fontsize=6,
+                ha="center",
+                va="center",
+                color="#555555",
+            )
+        axis.plot([one["value"] for one in found], [0] * len(found), "o", color="#0072b2", markersize=6)
+        axis.set_yticks([0], [textwrap.fill(found[0]["name"], 45)], fontsize=8)
+        axis.set_ylim(-0.6, 1.1)
+        axis.tick_params(axis="x", labelsize=7)
+        axis.spines[["top", "right", "left"]].set_visible(False)
+        axis.set_title(title, loc="left", fontsize=10)
+    figure.suptitle("Blue: the groups, one dot a model. Grey: the range of each null over its draws.", fontsize=9)
     figure.savefig(path, dpi=120)
 
 
