@@ -192,7 +192,7 @@ def test_only_results_files_are_read_and_a_page_without_marks_is_an_error(tmp_pa
     with pytest.raises(ValueError, match="no results file"):
         read_record(tmp_path / "none.json")
     (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(ValueError, match="no runs and evaluations"):
+    with pytest.raises(ValueError, match="no runs and no evaluations"):
         read_record(tmp_path / "other.json")
     (tmp_path / "table.json").write_text('{"runs": [], "evaluations": []}')
     (tmp_path / "page.md").write_text("# Page\n")
