@@ -28,7 +28,7 @@ from typing import Any, TextIO
 import yaml
 
 import sparsejepa_hf
-from sparsejepa_hf.data import SYNTHETIC_SCENES
+from sparsejepa_hf.data import SCENE_STYLES
 from sparsejepa_hf.training.checkpoints import last_complete_checkpoint
 
 from .runs import PreTrainingFailed, Run, Runs
@@ -212,7 +212,7 @@ def read_queue(
         recipe, options = root / stage["recipe"], {**_SAVING, **(stage.get("options") or {})}
         wanted = [Run(name, seed, own or {}) for seed in stage["seeds"] for name, own in stage["methods"].items()]
         runs = Runs(recipe, command, folder, options, threads=1)
-        if dataset is not None and wanted and runs.resolve(wanted[0])["dataset"] != SYNTHETIC_SCENES:
+        if dataset is not None and wanted and runs.resolve(wanted[0])["dataset"] not in SCENE_STYLES:
             runs = Runs(recipe, command, folder, {**options, "dataset": dataset}, threads=1)
         for run in wanted:
             if runs.resolve(run)["max_steps"] > 0:

@@ -324,6 +324,15 @@ def test_synthetic_scenes(load):
         load("synthetic-scenes", "holdout")
 
 
+def test_textured_scenes(load):
+    dataset = load("textured-scenes", "test", max_examples=4, seed=3)
+    scenes = build_scenes(4, style="textured", seed=3, split="test")
+    assert dataset["label"][:] == scenes["label"][:] and dataset.features["label"].names[1] == "stripes at 15°"
+    np.testing.assert_array_equal(np.asarray(dataset[3]["image"]), np.asarray(scenes[3]["image"]))
+    with pytest.raises(ValueError, match="name is 'large'.*'textured-scenes', which has none"):
+        load("textured-scenes", name="large")
+
+
 class TestNothingThere:
     @pytest.mark.parametrize("source", ["./nowhere", "/no/such/folder", "a/b/c", "photos.parquet", "~/nowhere-at-all"])
     def test_paths_do_not_ask_the_hub(self, load, monkeypatch, source):

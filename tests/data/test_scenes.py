@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsejepa_hf.data import build_scenes, min_visible_pixels, render_scene
+from sparsejepa_hf.data import build_scenes, min_visible_pixels, render_scene, stripes, textures
 from sparsejepa_hf.data.scenes import COLORS, LABELS, PALETTE, SHAPES
+from sparsejepa_hf.data.textures import ANGLES, TEXTURES
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +21,18 @@ def scenes():
 @pytest.fixture(scope="module")
 def many_scenes():
     return build_scenes(4096, seed=1).select_columns(["count", "label", "objects"])
+
+
+@pytest.fixture(scope="module")
+def textured():
+    return build_scenes(2048, style="textured", seed=2).with_format(None)
+
+
+@pytest.fixture(scope="module")
+def objects(textured) -> dict[str, np.ndarray]:
+    """Factors of the one object of each textured scene."""
+    rows = [scene[0] for scene in textured["objects"]]
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
 def thing(shape="circle", color="red", size=6.0, x=16.0, y=16.0) -> dict:
@@ -182,6 +195,7 @@ def test_other_sizes_and_counts():
         ({"image_size": 8}, "image_size is 8"),
         ({"min_objects": 3, "max_objects": 2}, "1 <= min <= max <= 8"),
         ({"split": "holdout"}, "no split 'holdout'"),
+        ({"style": "striped"}, "style is 'striped'; expected one of: 'plain', 'textured'"),
     ],
 )
 def test_bad_arguments_are_refused(options, message):
@@ -194,3 +208,155 @@ def test_unknown_shapes_and_colours_are_refused():
         render_scene([thing("star")], 32, (0, 0, 0))
     with pytest.raises(ValueError, match="expected one of: red"):
         render_scene([thing(color="mauve")], 32, (0, 0, 0))
+
+
+def test_plain_scenes_are_what_they_always_were():
+    """Trained checkpoints and published numbers rest on them."""
+    scenes = build_scenes(8)
+    assert scenes["label"][:] == [16, 13, 22, 16, 23, 21, 16, 11] and scenes["count"][:] == [2, 4, 4, 4, 3, 2, 3, 4]
+    first = scenes[0]["objects"][0]
+    assert (first["shape"], first["color"], first["visible_pixels"]) == ("circle", "blue", 105)
+    assert [first[name] for name in ("size", "x", "y")] == pytest.approx([5.766579, 24.435452, 18.900152], abs=1e-5)
+    means = [153.861, 105.541, 123.979, 129.832, 107.536, 137.616, 134.086, 141.984]
+    assert [np.asarray(image).mean() for image in scenes["image"]] == pytest.approx(means, abs=0.01)
+    named = build_scenes(8, style="plain", max_objects=4)
+    assert named[3] == scenes[3]
+
+
+class TestStripes:
+    @given(
+        angle=st.floats(-90, 180),
+        period=st.floats(2, 16),
+        phase=st.floats(0, 6.3),
+        x=st.floats(0, 32),
+        y=st.floats(0, 32),
+    )
+    @settings(max_examples=60, deadline=None)
+    def test_they_run_along_their_angle_and_repeat_after_a_period(self, angle, period, phase, x, y):
+        surface = {"angle": angle, "period": period, "phase": phase}
+        right, up = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+        here = stripes(x, y, surface)
+        # y runs down, so up is less of it.
+        assert stripes(x + 5 * right, y - 5 * up, surface) == pytest.approx(here, abs=1e-6)
+        assert stripes(x + period * up, y + period * right, surface) == pytest.approx(here, abs=1e-6)
+        assert stripes(x + period / 2 * up, y + period / 2 * right, surface) == pytest.approx(-here, abs=1e-6)
+
+    def test_level_and_upright_stripes_are_constant_along_rows_and_columns(self):
+        x, y = centres(16)
+        level, upright = (stripes(x, y, {"angle": angle, "period": 5.0, "phase": 1.0}) for angle in (0, 90))
+        assert np.ptp(level, axis=1).max() < 1e-9 and np.ptp(level, axis=0).min() > 1
+        assert np.ptp(upright, axis=0).max() < 1e-9 and np.ptp(upright, axis=1).min() > 1
+
+    def test_both_colours_cover_the_same_area(self):
+        values = stripes(np.arange(1000) / 100, 0, {"angle": 90, "period": 5.0, "phase": 0.3})
+        assert abs(values.mean()) < 1e-9 and np.abs(values).max() > 0.96
+
+
+class TestTexturedScenes:
+    def test_without_grain_an_object_is_what_its_factors_say(self, monkeypatch):
+        monkeypatch.setattr(textures, "GRAIN", 0)
+        scenes = build_scenes(40, style="textured", seed=4)
+        x, y = centres(32)
+        for example in scenes:
+            (item,), background = example["objects"], example["background"]
+            inner = np.asarray(example["mask"]) == 1
+            for shift, axis in ((1, 0), (-1, 0), (1, 1), (-1, 1)):
+                inner &= np.roll(np.asarray(example["mask"]), shift, axis) == 1
+            a, b = math.radians(item["angle"]), background["light_angle"]
+            wave = np.sin(2 * np.pi * (x * math.sin(a) + y * math.cos(a)) / item["period"] + item["phase"])
+            light = 1 + background["light"] * ((x / 32 - 0.5) * math.cos(b) + (y / 32 - 0.5) * math.sin(b))
+            for channel, name in enumerate(("red", "green", "blue")):
+                expected = light * (item[name] + item["contrast"] * np.tanh(2 * wave))
+                got = np.asarray(example["image"], np.float64)[..., channel] / 255
+                difference = np.abs(got - np.clip(expected, 0, 1))[inner]
+                assert np.quantile(difference, 0.97) < 0.6 / 255
+
+    def test_without_grain_and_clutter_so_is_the_background(self, monkeypatch):
+        monkeypatch.setattr(textures, "GRAIN", 0)
+        monkeypatch.setattr(textures, "_CLUTTER", 0)
+        for example in build_scenes(20, style="textured"):
+            background, x, y = example["background"], *centres(32)
+            b = background["light_angle"]
+            light = 1 + background["light"] * ((x / 32 - 0.5) * math.cos(b) + (y / 32 - 0.5) * math.sin(b))
+            outside = np.hypot(x - example["objects"][0]["x"], y - example["objects"][0]["y"]) > 30
+            expected = light[..., None] * [background[name] for name in ("red", "green", "blue")]
+            np.testing.assert_allclose(np.asarray(example["image"])[outside] / 255, expected[outside], atol=0.6 / 255)
+
+    def test_grain_has_mean_zero_and_the_stated_width(self, monkeypatch):
+        noisy = build_scenes(60, style="textured")
+        monkeypatch.setattr(textures, "GRAIN", 0)
+        clean = build_scenes(60, style="textured")
+        assert noisy["objects"][:] == clean["objects"][:] and noisy["background"][:] == clean["background"][:]
+        pairs = [[np.asarray(example["image"], np.float64) / 255 for example in scenes] for scenes in (noisy, clean)]
+        grain, clean_pixels = np.subtract(*pairs), np.array(pairs[1])
+        # Where nothing is cut off at black or white.
+        grain = grain[(clean_pixels > 0.42) & (clean_pixels < 0.58)]
+        assert abs(grain.mean()) < 0.005 and grain.std() == pytest.approx(0.4 / math.sqrt(3), rel=0.02)
+        assert np.abs(grain).max() <= 0.4 + 1 / 255
+
+    def test_masks_are_those_of_the_listed_shapes(self, textured):
+        for example in textured.select(range(60)):
+            plain = [{**item, "color": "red"} for item in example["objects"]]
+            np.testing.assert_array_equal(np.asarray(example["mask"]), render_scene(plain, 32, (0, 0, 0))[1])
+            assert (np.asarray(example["mask"]) == 1).sum() == example["objects"][0]["visible_pixels"]
+
+    def test_the_label_is_the_texture_of_the_object_seen_most(self):
+        scenes = build_scenes(100, style="textured", min_objects=2, max_objects=4)
+        assert scenes.features["label"].names == list(TEXTURES) and len(set(TEXTURES)) == 12
+        for example in scenes.select_columns(["label", "objects"]):
+            largest = max(example["objects"], key=lambda item: item["visible_pixels"])
+            assert TEXTURES[example["label"]] == largest["texture"]
+        assert set(scenes["count"][:]) == {2, 3, 4}
+
+    def test_the_angle_is_the_textures_up_to_the_tilt(self, objects):
+        named = np.array([ANGLES[TEXTURES.index(texture)] for texture in objects["texture"]])
+        tilt = objects["angle"] - named
+        assert np.abs(tilt).max() <= 3 and tilt.std() == pytest.approx(3 / math.sqrt(3), rel=0.05)
+        assert abs(np.corrcoef(tilt, named)[0, 1]) < 0.1
+
+    def test_nothing_else_tells_the_texture(self, textured, objects):
+        """A label that colour, light or place gave away would be a label for raw pixels."""
+        labels = np.array(textured["label"][:])
+        assert np.abs(np.bincount(labels) / len(labels) - 1 / 12).max() < 5 * math.sqrt(11 / 144 / len(labels))
+        background = {name: [row[name] for row in textured["background"]] for name in textured[0]["background"]}
+        factors = {**{k: v for k, v in objects.items() if k not in ("texture", "angle", "shape")}, **background}
+        for name, values in factors.items():
+            values = np.asarray(values, np.float64)
+            between = np.array([values[labels == label].mean() for label in range(12)])
+            share = (np.bincount(labels) * (between - values.mean()) ** 2).sum() / (
+                (values - values.mean()) ** 2
+            ).sum()
+            # F has 11 degrees of freedom: a share of 11 / 2047 by chance, and seldom three times that.
+            assert share < 33 / 2047, name
+        names = ("size", "x", "y", "period", "phase", "red", "green", "blue", "contrast")
+        correlations = np.corrcoef([objects[name] for name in names]) - np.eye(len(names))
+        assert np.abs(correlations).max() < 0.1
+
+    def test_factors_have_their_ranges_and_either_contrast(self, objects):
+        assert 13.4 <= objects["size"].min() and objects["size"].max() <= 17.95
+        assert 9.6 <= objects["x"].min() and objects["x"].max() <= 22.4
+        assert 4 <= objects["period"].min() and objects["period"].max() <= 7
+        contrast = objects["contrast"]
+        assert 0.13 <= np.abs(contrast).min() and np.abs(contrast).max() <= 0.3
+        assert abs((contrast > 0).mean() - 0.5) < 5 * 0.5 / math.sqrt(len(contrast))
+
+    def test_the_mean_image_of_every_texture_is_the_same(self, textured):
+        """Phase and contrast are random, so the first moments of pixels know nothing of the texture."""
+        labels = np.array(textured["label"][:])
+        images = np.stack([np.asarray(image, np.float64) for image in textured["image"]]) / 255
+        means = np.stack([images[labels == label].mean(axis=0) for label in range(12)])
+        spread = images.std(axis=0) / math.sqrt(len(labels) / 12)
+        assert ((means - images.mean(axis=0)) / spread).std() == pytest.approx(1, abs=0.05)
+
+    def test_a_scene_depends_only_on_its_index_seed_and_split(self, textured):
+        again = build_scenes(258, style="textured", seed=2)
+        for index in (0, 7, 257):
+            assert again[index] == textured[index]
+        others = [build_scenes(2, style="textured", **options)[1] for options in ({}, {"seed": 1}, {"split": "test"})]
+        assert len({example["objects"][0]["phase"] for example in others}) == 3
+
+    def test_lengths_grow_with_the_image_and_shrink_with_the_crowd(self):
+        large = build_scenes(20, style="textured", image_size=64, min_objects=4, max_objects=4)
+        items = [item for scene in large["objects"] for item in scene]
+        assert len(items) == 80 and large[0]["image"].size == (64, 64)
+        assert all(0.21 * 64 <= item["size"] <= 0.28 * 64 and 8 <= item["period"] <= 14 for item in items)

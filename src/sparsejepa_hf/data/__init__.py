@@ -11,12 +11,22 @@ from .dataset import (
     collate_images,
 )
 from .images import UndecodableImageError, resize_to_square, to_rgb
-from .loading import SYNTHETIC_SCENES, find_image_column, find_label_column, load_image_dataset
+from .loading import (
+    SCENE_STYLES,
+    SYNTHETIC_SCENES,
+    TEXTURED_SCENES,
+    find_image_column,
+    find_label_column,
+    load_image_dataset,
+)
 from .scenes import build_scenes, min_visible_pixels, render_scene
+from .textures import stripes
 
 
 __all__ = [
+    "SCENE_STYLES",
     "SYNTHETIC_SCENES",
+    "TEXTURED_SCENES",
     "BatchAugmentation",
     "ImageDataset",
     "ResidentImages",
@@ -33,5 +43,6 @@ __all__ = [
     "normalize_images",
     "render_scene",
     "resize_to_square",
+    "stripes",
     "to_rgb",
 ]

@@ -25,7 +25,9 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from .scenes import build_scenes
 
 
-SYNTHETIC_SCENES = "synthetic-scenes"
+SYNTHETIC_SCENES, TEXTURED_SCENES = "synthetic-scenes", "textured-scenes"
+# The style of each built-in data set.
+SCENE_STYLES: Mapping[str, str] = {SYNTHETIC_SCENES: "plain", TEXTURED_SCENES: "textured"}
 _SYNTHETIC_SIZE = 4096
 _BUILDER_OF_SUFFIX = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
 _BUILDER_OF_SUFFIX.update(dict.fromkeys(ImageFolder.EXTENSIONS, "imagefolder"))
@@ -57,11 +59,12 @@ def load_image_dataset(
     """Loads images, with labels where there are any, from any of these sources.
 
     Args:
-        source: `"synthetic-scenes"` (see [`build_scenes`], 32 pixels, `max_examples` of them, else 4096); a folder
-            of images, flat or with one folder per class, below `train`, `test`, ... folders or not; a folder, file
-            or glob of Parquet, Arrow or WebDataset (`.tar`) files, whose split is read from names such as
-            `train-00000-of-00002.parquet` or from folder names; a folder written by `save_to_disk`; a data set of
-            the `datasets` library; or the name of a data set on the Hub. What exists on disk goes before the Hub.
+        source: `"synthetic-scenes"` or `"textured-scenes"` (see [`build_scenes`]; 32 pixels, `max_examples` of them,
+            else 4096); a folder of images, flat or with one folder per class, below `train`, `test`, ... folders or
+            not; a folder, file or glob of Parquet, Arrow or WebDataset (`.tar`) files, whose split is read from names
+            such as `train-00000-of-00002.parquet` or from folder names; a folder written by `save_to_disk`; a data
+            set of the `datasets` library; or the name of a data set on the Hub. What exists on disk goes before the
+            Hub.
         split: which split, as in `datasets` (`"train[:10%]"` works for local files and the Hub). `val` and `dev`
             mean `validation` for local files. A single file, or a glob that covers one split only, is taken whole
             whatever the split. Ignored for a `Dataset` or `IterableDataset`.
@@ -151,9 +154,9 @@ def _load(
     cache_dir: str | Path | None,
 ) -> AnyDataset:
     path = Path(source).expanduser() if isinstance(source, (str, Path)) else None
-    is_scenes = str(source) == SYNTHETIC_SCENES
+    style = SCENE_STYLES.get(str(source))
     is_glob = path is not None and glob.has_magic(str(path))
-    if name is not None and (path is None or is_scenes or is_glob or path.exists()):
+    if name is not None and (path is None or style or is_glob or path.exists()):
         raise ValueError(
             f"name is {name!r}, the configuration of a Hub data set, but the source is "
             f"{source if isinstance(source, str) else type(source).__name__!r}, which has none. Leave name out."
@@ -166,8 +169,9 @@ def _load(
         raise TypeError(
             f"The source given is a {type(source).__name__}; expected a name, a path or a data set of `datasets`."
         )
-    if is_scenes:
-        return build_scenes(max_examples or _SYNTHETIC_SIZE, seed=seed, split=_SPLIT_OF_WORD.get(split, split))
+    if style is not None:
+        size, split = max_examples or _SYNTHETIC_SIZE, _SPLIT_OF_WORD.get(split, split)
+        return build_scenes(size, style=style, seed=seed, split=split)
     options = {"streaming": streaming, "cache_dir": None if cache_dir is None else str(cache_dir)}
     if path.is_dir():
         dataset = _load_folder(path, split, options)

@@ -21,7 +21,7 @@ import numpy as np
 import yaml
 from datasets import ClassLabel, Dataset, Value
 
-from ..data import SYNTHETIC_SCENES, load_image_dataset
+from ..data import SCENE_STYLES, load_image_dataset
 
 
 Kind = Literal["classification", "count"]
@@ -106,7 +106,8 @@ def find_task(spec: str) -> Task:
 
     Args:
         spec: `NAME`, one of `TASKS`; `NAME=SOURCE`, the same data from a folder; or `OWN_NAME=SOURCE`, where
-            SOURCE is a folder, a data set on the Hub or `synthetic-scenes` (see [`load_image_dataset`]).
+            SOURCE is a folder, a data set on the Hub, `synthetic-scenes` or `textured-scenes` (see
+            [`load_image_dataset`]).
             `OWN_NAME:count=SOURCE` says that the labels are numbers of objects, not classes.
 
     Returns:
@@ -213,7 +214,7 @@ def _read(task: Task, split: str, options: dict[str, Any]) -> Dataset:
         # Of such sources `load_image_dataset` takes all rows, whatever the split.
         is_one_table = (path / "state.json").is_file() and not (path / "dataset_dict.json").is_file()
         is_pattern = not path.exists() and glob.has_magic(task.source)
-        if task.source != SYNTHETIC_SCENES and (path.is_file() or is_one_table or is_pattern):
+        if task.source not in SCENE_STYLES and (path.is_file() or is_one_table or is_pattern):
             raise ValueError(
                 f"{task.name}={task.source}: this is a file, a pattern or one saved table, of which train and test "
                 "would be the same rows; expected a folder with a train and a test or validation split."

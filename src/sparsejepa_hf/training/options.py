@@ -21,7 +21,7 @@ from .arguments import FineTuningArguments, SparseJEPATrainingArguments
 
 _DATASET_HELP = (
     "A Hub data set, a folder of images, parquet, arrow or tar files (a glob will do), a folder of save_to_disk, or "
-    "synthetic-scenes, the built-in data."
+    "synthetic-scenes or textured-scenes, the built-in data."
 )
 
 
@@ -57,7 +57,10 @@ class DataArguments(ImageDataArguments):
     max_eval_examples: int | None = field(
         default=None, metadata={"help": "Take this many held-out images, chosen at random; default: all."}
     )
-    scene_max_objects: int = field(default=4, metadata={"help": "Most objects of a synthetic-scenes image, 1 to 8."})
+    scene_max_objects: int | None = field(
+        default=None,
+        metadata={"help": "Most objects of a built-in image, 1 to 8; default: synthetic-scenes 4, textured-scenes 1."},
+    )
     streaming: bool = field(default=False, metadata={"help": "Read on the fly, in bounded memory; needs max_steps."})
     shuffle_buffer: int = field(default=10_000, metadata={"help": "Examples of the shuffle buffer when streaming."})
     image_mean: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5], metadata={"help": "Of each channel."})

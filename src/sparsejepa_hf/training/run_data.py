@@ -10,7 +10,7 @@ import torch
 
 from ..configuration_sparsejepa import SparseJEPAConfig
 from ..data import (
-    SYNTHETIC_SCENES,
+    SCENE_STYLES,
     ImageDataset,
     StreamingImageDataset,
     build_image_dataset,
@@ -55,12 +55,16 @@ def load_pretraining_data(
 
     def load(split: str, max_examples: int | None, streaming: bool) -> Any:
         source = None
-        if options.dataset == SYNTHETIC_SCENES:
+        if options.dataset in SCENE_STYLES:
             # Rendered at the model's size.
             count = {} if max_examples is None else {"num_examples": max_examples}
-            objects = options.scene_max_objects
             source = build_scenes(
-                **count, seed=options.dataset_seed, image_size=side, max_objects=objects, split=split
+                **count,
+                style=SCENE_STYLES[options.dataset],
+                seed=options.dataset_seed,
+                image_size=side,
+                max_objects=options.scene_max_objects,
+                split=split,
             )
         return _load_split(options, split, max_examples, source, streaming)
 
