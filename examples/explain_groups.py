@@ -1,7 +1,7 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """Explain the groups of a SparseJEPA on images: one page that a person can read, and the numbers behind it.
 
-    python examples/explain_groups.py runs/demo --dataset synthetic-scenes --split test
+    python examples/explain_groups.py runs/demo --dataset textured-scenes --split test
     python examples/explain_groups.py model_cards/sparsejepa-vit-micro-cifar100 --dataset /data/cifar100 \
         --baseline model_cards/ijepa-vit-micro-cifar100 --figures groups/
 
@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from sparsejepa_hf.data import SYNTHETIC_SCENES, load_image_dataset
+from sparsejepa_hf.data import load_image_dataset
 from sparsejepa_hf.evaluation import VisionEncoder, load_encoder
 from sparsejepa_hf.interpret import EXTRA_COLUMNS, explain
 from sparsejepa_hf.interpret.report import write_figures, write_report
@@ -73,7 +73,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("checkpoint", help="folder or Hub name of a SparseJEPA that pre-training saved")
-    add("--dataset", default=SYNTHETIC_SCENES, help="folder, files, Hub name, or synthetic-scenes")
+    add("--dataset", required=True, help="folder, files, Hub name, synthetic-scenes or textured-scenes")
     add("--split", default="test")
     add("--image_column", help="found if not given")
     add("--label_column", help="found if not given")

@@ -79,7 +79,7 @@ def test_a_queue_compares_methods_of_one_budget_seed_by_seed(path, tmp_path):
     queue = read_queue(path, path.parents[2], [], tmp_path, dataset="data/mine")
     assert [run.seed for _, run in queue] == [0, 1, 0, 0, 0, 1, 1, 1, 2, 2, 2]
     resolved = [runs.resolve(run) for runs, run in queue]
-    assert {options["dataset"] for options in resolved[:2]} == {"synthetic-scenes"}
+    assert {options["dataset"] for options in resolved[:2]} == {"textured-scenes"}
     assert {options["dataset"] for options in resolved[2:]} == {"data/mine"}
     same = (
         "num_train_epochs",

@@ -14,7 +14,18 @@ MODELS = Path(__file__).parents[2] / "model_cards"
 
 def test_a_checkpoint_gives_a_page_figures_and_numbers(tmp_path, capsys):
     page, figures, results = tmp_path / "out" / "page.html", tmp_path / "figures", tmp_path / "results.json"
-    flags = ["--max_examples", "60", "--report", page, "--figures", figures, "--results", results]
+    flags = [
+        "--dataset",
+        "synthetic-scenes",
+        "--max_examples",
+        "60",
+        "--report",
+        page,
+        "--figures",
+        figures,
+        "--results",
+        results,
+    ]
     explain_groups.main([str(MODELS / "sparsejepa-vit-micro-cifar100"), *map(str, flags)])
     printed = capsys.readouterr().out
     assert f"Groups: {page}" in printed and "Do groups follow objects?" in printed
@@ -27,7 +38,7 @@ def test_a_checkpoint_gives_a_page_figures_and_numbers(tmp_path, capsys):
 
 @pytest.mark.parametrize("checkpoint", ["ijepa-vit-micro-cifar100", "nowhere"])
 def test_what_is_no_sparsejepa_is_said(checkpoint, tmp_path, capsys):
-    flags = ["--max_examples", "20", "--report", str(tmp_path / "page.html")]
+    flags = ["--dataset", "synthetic-scenes", "--max_examples", "20", "--report", str(tmp_path / "page.html")]
     if checkpoint == "nowhere":
         with pytest.raises(SystemExit, match="There is no folder .*nowhere"):
             explain_groups.main([str(tmp_path / checkpoint), *flags])
