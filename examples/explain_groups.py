@@ -10,8 +10,12 @@ is said there, and the rest is shown.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from datasets.exceptions import DatasetsError
+from safetensors import SafetensorError
 
 from sparsejepa_hf.data import SYNTHETIC_SCENES, load_image_dataset
 from sparsejepa_hf.evaluation import VisionEncoder, load_encoder
@@ -84,4 +88,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (OSError, ValueError, DatasetsError, SafetensorError) as error:
+        sys.exit(f"The groups cannot be explained. {error}")

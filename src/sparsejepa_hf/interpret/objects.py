@@ -216,7 +216,7 @@ class _Maps:
     def __init__(self, maps: np.ndarray, side: int, seed: int) -> None:
         values = enlarge(contrast_maps(maps), side)
         self.ranks = pixel_ranks(values, seed)
-        self.winner = values.argmax(axis=2).astype(np.uint8)
+        self.winner = values.argmax(axis=2).astype(np.uint16)
 
     def score(self, objects: ObjectPixels, order: np.ndarray | None = None) -> _Scores:
         winner = self.winner if order is None else self.winner[order]

@@ -56,7 +56,7 @@ def write_report(path: str | Path, explanation: "Explanation", *, data_name: str
 
     Args:
         path: of the HTML file; its folder is made.
-        explanation: as `explain` gives it. An I-JEPA has no groups; the page says so and shows the rest.
+        explanation: as `explain` gives it. Without groups, as for an I-JEPA, the page says so and shows the rest.
         data_name: what to call the images, such as "cifar100, test".
 
     Returns:
@@ -76,7 +76,8 @@ def write_report(path: str | Path, explanation: "Explanation", *, data_name: str
         "reach": _REACH,
         "color_bar": _data_uri(_colors(np.linspace(0, 1, 64)[None]), lossless=True),
         "summary": None if structure is None else _summary(structure),
-        "is_prediction": getattr(_config(explanation), "latent_position", "predictor") == "predictor",
+        "is_prediction": find_model(explanation.encoder.module).config.latent_position == "predictor",
+        "no_groups": record.no_groups,
     }
     template = _environment().get_template("report_template.html")
 
@@ -139,14 +140,9 @@ def write_figures(folder: str | Path, explanation: "Explanation") -> list[Path]:
 # --- the model ----------------------------------------------------------------------------------------------------
 
 
-def _config(explanation: "Explanation") -> Any:
-    module = explanation.encoder.module
-    return None if module is None else find_model(module).config
-
-
 def _folder(explanation: "Explanation") -> Path:
     """Where the checkpoint lies; a folder without the files of a run if it came from the Hub."""
-    return Path(getattr(_config(explanation), "_name_or_path", "") or ".")
+    return Path(find_model(explanation.encoder.module).config._name_or_path or ".")
 
 
 def _name(source: str) -> str:
@@ -156,9 +152,8 @@ def _name(source: str) -> str:
 
 def _facts(explanation: "Explanation") -> list[tuple[str, str]]:
     """Names and values, in words."""
-    config, module = _config(explanation), explanation.encoder.module
-    if config is None or module is None:
-        return []
+    model = find_model(explanation.encoder.module)
+    config = model.config
     height, width = config.patch_sides
     rows, columns = config.grid_size
     facts = [
@@ -183,7 +178,7 @@ def _facts(explanation: "Explanation") -> list[tuple[str, str]]:
             ("Sparsity", f"λ = {config.sparsity_weight:g}, {config.sparsity_mode}"),
             ("KL weight", f"β = {config.kl_weight:g}"),
         ]
-    facts.append(("Parameters", f"{sum(weight.numel() for weight in module.parameters()):,}"))
+    facts.append(("Parameters", f"{sum(weight.numel() for weight in model.parameters()):,}"))
     return facts + _recipe(_folder(explanation))
 
 

@@ -152,6 +152,7 @@ def stability_section(encoders: Sequence[VisionEncoder], records: Sequence[Patch
         NotMeasurable: fewer than two checkpoints, the same one twice, no groups, no group whose map differs between
             images, or records of different images.
     """
+    records[0].require_groups()
     if len(records) < 2:
         raise NotMeasurable(
             "There is one checkpoint, so nothing can be said about other seeds; give another one of the same recipe "
@@ -163,9 +164,7 @@ def stability_section(encoders: Sequence[VisionEncoder], records: Sequence[Patch
     chosen = np.sort(rng.permutation(len(records[0]))[:_MAX_IMAGES])
     if len(chosen) < 2:
         raise NotMeasurable("There is 1 image, so maps cannot be correlated over images; give at least 2.")
-    weights = [
-        find_grouping(find_model(encoder_module(e))).group_weight.detach().float().cpu().numpy() for e in encoders
-    ]
+    weights = [_group_weight(encoder.module) for encoder in encoders]
     latents = [record.require_groups()[0][chosen] for record in records]
     codes = [group_codes(weight, own) for weight, own in zip(weights, latents, strict=True)]
     for place, code in enumerate(codes):
@@ -263,7 +262,7 @@ def _permuted(codes: GroupCodes, order: np.ndarray) -> GroupCodes:
 @torch.inference_mode()
 def _untrained_codes(encoder: VisionEncoder, pixel_values: np.ndarray, seed: int) -> GroupCodes:
     """Codes of a fresh model with the checkpoint's configuration: those that pre-training with `seed` starts from."""
-    config = copy.deepcopy(find_model(encoder_module(encoder)).config)
+    config = copy.deepcopy(find_model(encoder.module).config)
     device = encoder.device
     parts = []
     with preserved_rng(device):
@@ -276,19 +275,8 @@ def _untrained_codes(encoder: VisionEncoder, pixel_values: np.ndarray, seed: int
     return group_codes(_group_weight(model), torch.cat(parts).numpy())
 
 
-def _group_weight(model: torch.nn.Module) -> np.ndarray:
+def _group_weight(model: torch.nn.Module | None) -> np.ndarray:
     return find_grouping(model).group_weight.detach().float().cpu().numpy()
-
-
-def encoder_module(encoder: VisionEncoder) -> torch.nn.Module:
-    """What runs in an encoder.
-
-    Raises:
-        NotMeasurable: raw pixels, where nothing runs.
-    """
-    if encoder.module is None:
-        raise NotMeasurable("Raw pixels have no groups; give the folder that pre-training saved.")
-    return encoder.module
 
 
 def _finding(measures: Sequence[Measure], num_checkpoints: int) -> str:

@@ -200,8 +200,6 @@ class GroupExplorer:
     """
 
     def __init__(self, encoder: VisionEncoder, dataset: datasets.Dataset, *, progress: bool = True) -> None:
-        if encoder.module is None:
-            raise NotMeasurable("Raw pixels have no groups; give the folder that pre-training saved.")
         # Before the pass over all images, which takes long.
         weight = find_grouping(encoder.module).group_weight.detach().float().cpu().numpy()
         record = collect_patches(encoder, dataset, progress=progress)
