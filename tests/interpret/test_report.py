@@ -71,7 +71,7 @@ class Page(HTMLParser):
         )
 
 
-def make_explanation(folder: Path, model, images: int = 12, sections=SECTIONS, **parts) -> SimpleNamespace:
+def make_explanation(folder: Path, model, images: int = 15, sections=SECTIONS, **parts) -> SimpleNamespace:
     """What the page needs, from a real checkpoint on noise."""
     model.save_pretrained(folder)
     encoder = load_encoder(str(folder))

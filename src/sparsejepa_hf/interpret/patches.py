@@ -101,6 +101,15 @@ class PatchRecord:
         return self.latents, self.maps
 
 
+def above_place(values: np.ndarray) -> np.ndarray:
+    """Values (n, ...) of n images less their mean over images: what an image adds to the place.
+
+    Much of what a group or a feature shows is the place itself, the same in every image: behind the predictor, how far
+    a patch is from its context. That part says nothing about what an image shows. A single image stays as it is.
+    """
+    return values - values.mean(axis=0) if len(values) > 1 else values
+
+
 def collect_patches(encoder: VisionEncoder, dataset: datasets.Dataset, *, progress: bool = True) -> PatchRecord:
     """Runs a checkpoint over all images of a data set; images that cannot be decoded are left out, with a warning.
 

@@ -21,9 +21,10 @@ from PIL import Image
 
 from .. import __version__
 from . import figures
+from .disentanglement import ClassScores, class_scores
 from .groups import GroupStructure, find_model
 from .measures import Measure, NotMeasurable
-from .patches import PatchRecord
+from .patches import PatchRecord, above_place
 
 
 if TYPE_CHECKING:
@@ -256,11 +257,12 @@ def _groups(explanation: "Explanation", photo: Callable[[int], str], num_patches
     deviation = maps.std(axis=(0, 2, 3), keepdims=True)
     unit = np.where(deviation > 0, deviation, 1)
     raw = (maps[shown] - maps.mean(axis=(0, 2, 3), keepdims=True)) / unit
-    above = (maps[shown] - maps.mean(axis=0)) / unit
+    above = above_place(maps)[shown] / unit
     mean = (maps.mean(axis=0) - maps.mean(axis=(0, 2, 3))[:, None, None]) / unit[0]
     shares, likeness = figures.variation_shares(maps), _likeness(maps)
     try:
-        scores, class_note = figures.class_scores(record), ""
+        activity = maps.mean(axis=(2, 3), dtype=np.float64)
+        scores, class_note = class_scores(activity, record.require_labels()), ""
     except NotMeasurable as reason:
         scores, class_note = None, str(reason)
     order = range(min(len(structure.importance), figures.MAX_GROUPS))
@@ -292,7 +294,7 @@ def _groups(explanation: "Explanation", photo: Callable[[int], str], num_patches
                 if is_dead or len(record) < 2
                 else _patches(record, photo, group, num_patches, True),
                 "images": [] if is_dead else _images(record, photo, group, num_patches),
-                "classes": [] if scores is None or is_dead else _classes(scores, group),
+                "classes": [] if scores is None or is_dead else _classes(scores, record.label_names, group),
                 "scores": _scores(structure, shares, likeness, explanation, group),
             }
         )
@@ -319,7 +321,7 @@ def _sentence(structure: GroupStructure, shares: np.ndarray, group: int, num_ima
     if not held:
         return "No latent holds this group: all its columns of W are zero, so it is never active."
     own = int((structure.assignment == group).sum())
-    text = f"It holds {held} of {latents} latents; {own or 'none'} of them matter{'s' * (own == 1)} to it most."
+    text = f"It holds {held} of {latents} latents; {own or 'none'} of them matter{'s' * (own == 1)} more to it than to any other group."
     if num_images > 1 and np.isfinite(shares[group]).all():
         place, image, rest = shares[group]
         text += (
@@ -336,13 +338,13 @@ def _scores(
     own = structure.selectivity[structure.assignment == group]
     scores = [
         ("Latents held", f"{structure.latents_per_group[group]}"),
-        ("Latents that matter to it most", f"{len(own)}"),
+        ("Latents that matter most to it", f"{len(own)}"),
     ]
     if len(own) and np.isfinite(own).all():
-        scores.append(("Selectivity of those", f"{own.mean():.2f}"))
+        scores.append(("Selectivity of these latents", f"{own.mean():.2f}"))
     if np.isfinite(likeness[group]).any():
         other = int(np.nanargmax(likeness[group]))
-        scores.append(("Most alike", f"group {other}, r = {format_number(likeness[group, other], 2)}"))
+        scores.append(("Group most like it", f"group {other}, r = {format_number(likeness[group, other], 2)}"))
     # Sections may score single groups: `details["by_group"]` maps a score's name to one number a group.
     for section in explanation.sections:
         for name, values in section.details.get("by_group", {}).items():
@@ -356,8 +358,7 @@ def _likeness(maps: np.ndarray) -> np.ndarray:
 
     NaN on the diagonal, and where a group never varies.
     """
-    values = figures.activation_above_place(maps) if len(maps) > 1 else maps
-    flat = np.moveaxis(values, 1, 0).reshape(maps.shape[1], -1).astype(np.float64)
+    flat = np.moveaxis(above_place(maps), 1, 0).reshape(maps.shape[1], -1).astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         likeness = np.atleast_2d(np.corrcoef(flat)).copy()
     np.fill_diagonal(likeness, np.nan)
@@ -365,10 +366,10 @@ def _likeness(maps: np.ndarray) -> np.ndarray:
 
 
 def _patches(
-    record: PatchRecord, photo: Callable[[int], str], group: int, count: int, above_place: bool
+    record: PatchRecord, photo: Callable[[int], str], group: int, count: int, for_place: bool
 ) -> list[_Picture]:
     rows, columns = record.grid
-    found = figures.top_patches(record, group, count, above_place)
+    found = figures.top_patches(record, group, count, for_place)
     pictures = []
     for patch in found:
         name = _class_name(record, patch.image)
@@ -395,12 +396,12 @@ def _images(record: PatchRecord, photo: Callable[[int], str], group: int, count:
     ]
 
 
-def _classes(scores: figures.ClassScores, group: int) -> list[dict[str, Any]]:
+def _classes(scores: ClassScores, names: tuple[str, ...], group: int) -> list[dict[str, Any]]:
     z = scores.z[group]
     widest = max(float(np.abs(scores.z).max()), scores.threshold)
     return [
         {
-            "name": scores.names[index],
+            "name": names[scores.labels[index]],
             "z": format_number(z[index], 2),
             "width": round(100 * max(z[index], 0) / widest, 1),
             "stands_out": bool(z[index] > scores.threshold),

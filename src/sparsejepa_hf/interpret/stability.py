@@ -17,7 +17,7 @@ from ..modeling_sparsejepa import SparseJEPAForPreTraining
 from .groups import find_grouping, find_model
 from .measures import Measure, NotMeasurable, Null, Section
 from .objects import live_maps, require_same_images
-from .patches import PatchRecord
+from .patches import PatchRecord, above_place
 
 
 _MAX_IMAGES = 500
@@ -57,7 +57,7 @@ def group_codes(weight: np.ndarray, latents: np.ndarray) -> GroupCodes:
     maps = np.linalg.norm(np.tensordot(latents, weight, axes=([2], [2])), axis=3)
     groups = live_maps(maps.transpose(0, 2, 1)[..., None])
     maps = maps[..., groups]
-    return GroupCodes(weight[groups], latents - latents.mean(axis=0), maps - maps.mean(axis=0), groups)
+    return GroupCodes(weight[groups], above_place(latents), above_place(maps), groups)
 
 
 def random_grouping(weight: np.ndarray, latents: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -281,17 +281,17 @@ def _group_weight(model: torch.nn.Module | None) -> np.ndarray:
 
 def _finding(measures: Sequence[Measure], num_checkpoints: int) -> str:
     runs = f"The {num_checkpoints} runs"
-    unbeaten = sorted({null.name for measure in measures for null in measure.nulls if not measure.exceeds(null)})
-    if not unbeaten:
+    rivals = sorted({null.name for measure in measures for null in measure.nulls if not measure.exceeds(null)})
+    if not rivals:
         opening = f"{runs} find the same groups more than chance would."
-    elif unbeaten == [_UNTRAINED]:
+    elif rivals == [_UNTRAINED]:
         opening = (
-            f"{runs} find groups that are more alike than random groupings of their latents, but no more alike than "
-            "those of untrained models: training need not have made them so."
+            f"{runs} find groups that are more alike than random groupings of their latents. But groups of "
+            "untrained models are as alike, so training need not have made them so."
         )
     else:
         opening = (
             f"{runs} do not find the same groups: by one similarity or both, matched groups are no more alike than "
-            f"those of {' or '.join(unbeaten)}."
+            f"those of {' or '.join(rivals)}."
         )
     return opening
