@@ -13,6 +13,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from datasets.exceptions import DatasetsError
+from safetensors import SafetensorError
+
 from sparsejepa_hf.data import load_image_dataset
 from sparsejepa_hf.evaluation import VisionEncoder, load_encoder
 from sparsejepa_hf.interpret import EXTRA_COLUMNS, explain
@@ -24,8 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Explains a checkpoint; what cannot be loaded ends it with a sentence."""
     try:
         run(parse(arguments))
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"{error}") from error
+    except (OSError, ValueError, DatasetsError, SafetensorError) as error:
+        raise SystemExit(f"The groups cannot be explained. {error}") from error
 
 
 def run(own: argparse.Namespace) -> None:

@@ -210,37 +210,6 @@ def test_ranks_of_the_index_are_its_order(tiny):
 # ---- what a group is ----
 
 
-def test_a_class_that_excites_a_group_is_named_and_one_that_calms_it_is_not():
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 6, 300)
-    strength = rng.normal(size=300) + 2.0 * (labels == 4) + 1.2 * (labels == 1) - 2.0 * (labels == 2)
-    assert explorer.associated_classes(strength, labels) == [4, 1]
-    assert explorer.associated_classes(strength, labels, count=1) == [4]
-    # Scale and offset of a group's activation mean nothing.
-    assert explorer.associated_classes(3 * strength + 50, labels) == [4, 1]
-
-
-def test_shuffled_labels_name_a_class_in_one_case_of_twenty_at_most():
-    rng = np.random.default_rng(0)
-    strength, labels = rng.normal(size=400), np.repeat(np.arange(20), 20)
-    named = [bool(explorer.associated_classes(strength, rng.permutation(labels))) for _ in range(400)]
-    # 0.05 and three standard deviations.
-    assert 0.01 < np.mean(named) < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 400)
-
-
-@pytest.mark.parametrize(
-    ("strength", "labels"),
-    [
-        (np.ones(20), np.repeat([0, 1], 10)),  # constant
-        (np.arange(20.0), np.zeros(20, dtype=int)),  # one class
-        (np.arange(20.0), -np.ones(20, dtype=int)),  # no labels
-        (np.r_[np.zeros(36), 9, 9, 9, 9], np.r_[np.zeros(36, dtype=int), 1, 1, 1, 1]),  # four images
-    ],
-)
-def test_no_class_is_named_where_nothing_can_be_said(strength, labels):
-    assert explorer.associated_classes(strength, labels) == []
-
-
 def test_the_important_latents_hold_the_group(tiny):
     assert tiny.important_latents(3) == []
     for group in range(3):

@@ -9,6 +9,7 @@ from datasets import Dataset
 
 from sparsejepa_hf.data.scenes import build_scenes
 from sparsejepa_hf.interpret.disentanglement import (
+    class_scores,
     class_section,
     disentanglement,
     disentanglement_section,
@@ -239,7 +240,7 @@ def test_sections_tell_factors_and_classes_from_chance(perfect, noise, factors):
 
 def test_sections_say_what_is_missing(perfect):
     table = Dataset.from_dict({"image": [0] * 60})
-    with pytest.raises(NotMeasurable, match="I-JEPA"):
+    with pytest.raises(NotMeasurable, match="no groups"):
         disentanglement_section(record(None, None, table))
     with pytest.raises(NotMeasurable, match="no `objects`"):
         disentanglement_section(record(perfect[:60], None, table))
@@ -247,3 +248,40 @@ def test_sections_say_what_is_missing(perfect):
         class_section(record(perfect[:60], None, table))
     with pytest.raises(NotMeasurable, match="No group's activation varies"):
         class_section(record(np.ones((60, 4)), np.arange(60), table))
+
+
+def test_class_scores_are_standardised_over_shuffled_labels():
+    rng = np.random.default_rng(1)
+    activity, labels = rng.gamma(2.0, size=(60, 3)), np.repeat(np.arange(4), [6, 12, 18, 24])
+
+    def means(labels):
+        return [activity[labels == label].mean(axis=0) for label in range(4)]
+
+    draws = np.array([means(rng.permutation(labels)) for _ in range(4000)])
+    expected = (np.array(means(labels)) - draws.mean(axis=0)) / draws.std(axis=0)
+    scores = class_scores(activity, labels)
+    assert np.allclose(scores.z, expected.T, atol=0.1)
+    # Scale and offset of a group's activation mean nothing, and images without a label are left out.
+    more = class_scores(np.concatenate([3 * activity + 50, activity]), np.concatenate([labels, np.full(60, -1)]))
+    assert np.allclose(more.z, scores.z)
+
+
+def test_class_scores_of_a_group_that_is_never_active_are_zero():
+    assert (class_scores(np.zeros((20, 1)), np.repeat([0, 1], 10)).z == 0).all()
+
+
+def test_shuffled_labels_make_a_class_stand_out_in_one_case_of_twenty_at_most():
+    rng = np.random.default_rng(0)
+    activity, labels = rng.normal(size=(400, 400)), np.repeat(np.arange(20), 20)
+    scores = class_scores(activity, labels)
+    share = (np.abs(scores.z).max(axis=1) > scores.threshold).mean()
+    # 0.05 and three standard deviations.
+    assert 0.01 < share < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 400)
+
+
+def test_small_classes_are_left_out_and_one_class_is_refused():
+    labels = np.repeat([0, 1, 2], [36, 4, 5])
+    assert class_scores(np.random.default_rng(0).normal(size=(45, 2)), labels).labels.tolist() == [0, 2]
+    for bad in (np.zeros(20, dtype=int), np.full(20, -1), np.arange(20)):
+        with pytest.raises(NotMeasurable, match="one class at most|No class has 5"):
+            class_scores(np.ones((20, 1)), bad)

@@ -52,3 +52,8 @@ def test_a_section_goes_to_json_and_back():
     assert (
         found["measures"][0]["interval"] == [1.5, 2.5] and found["is_measured"] and found["details"]["curve"] == [1, 2]
     )
+
+
+def test_rounding_is_no_difference():
+    measure = Measure("sum", 0.1 + 0.2, (Null("the same sum", (0.3,)),))
+    assert not measure.exceeds(measure.nulls[0]) and measure.verdict.startswith("no more than")

@@ -116,6 +116,16 @@ def test_encoders_without_groups_and_broken_ones_are_refused(make_model, make_co
         collect_patches(load_encoder(broken), scenes, progress=False)
 
 
+def test_groups_that_are_not_finite_leave_the_features(make_model, scenes):
+    model = make_model(SparseJEPAForPreTraining)
+    with torch.no_grad():
+        model.sparsejepa.predictor.grouping.group_weight[0, 0, 0] = torch.nan
+    record = collect_patches(load_encoder(model), scenes, progress=False)
+    assert record.maps is None and record.latents is None and len(record.features) == 6
+    with pytest.raises(NotMeasurable, match="group_weight holds a NaN"):
+        record.require_groups()
+
+
 def test_extra_columns_are_kept_where_they_are(scenes):
     kept = load_image_dataset(scenes, extra_columns=EXTRA_COLUMNS)
     assert set(kept.column_names) == {"image", "label", "mask", "objects", "count"}

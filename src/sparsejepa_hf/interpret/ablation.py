@@ -18,7 +18,6 @@ from ..modeling_sparsejepa import SparseJEPAModel
 from .groups import GroupStructure, find_grouping, find_model, group_structure
 from .measures import MORE, Measure, NotMeasurable, Null, Section, for_each_group
 from .patches import PatchRecord
-from .stability import encoder_module
 
 
 _MAX_IMAGES = 512
@@ -214,11 +213,10 @@ def ablation_section(
         NotMeasurable: no groups, or none that holds a latent.
     """
     latents, _ = record.require_groups()
-    module = encoder_module(encoder)
-    weight = find_grouping(module).group_weight.detach()
+    weight = find_grouping(encoder.module).group_weight.detach()
     rng = np.random.default_rng(seed)
     tokens = latents.reshape(-1, latents.shape[2])
-    structure = group_structure(find_model(module), tokens[rng.permutation(len(tokens))[:_MAX_TOKENS]])
+    structure = group_structure(find_model(encoder.module), tokens[rng.permutation(len(tokens))[:_MAX_TOKENS]])
     groups = np.flatnonzero(structure.latents_per_group)
     if not len(groups):
         raise NotMeasurable(
@@ -251,12 +249,12 @@ def _prediction_error(
     seed: int,
 ) -> tuple[Measure, dict[str, Any]]:
     chosen = np.sort(rng.permutation(len(record))[:_MAX_IMAGES])
-    module, held = encoder_module(encoder), structure.held
-    errors = PredictionErrors(module, encoder.preprocess(torch.from_numpy(record.pixel_values[chosen])), seed)
+    model, held = find_model(encoder.module), structure.held
+    errors = PredictionErrors(model, encoder.preprocess(torch.from_numpy(record.pixel_values[chosen])), seed)
     full = errors(weight)
     without = np.stack([errors(without_columns(weight, group_columns(held, group))) for group in groups])
     sizes = structure.latents_per_group[groups]
-    position = find_model(module).config.latent_position
+    position = model.config.latent_position
     draws = []
     for _ in range(_NUM_DRAWS[position]):
         # Groups of one size share a draw.

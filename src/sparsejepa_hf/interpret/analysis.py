@@ -10,7 +10,7 @@ import datasets
 from ..evaluation import VisionEncoder
 from .ablation import ablation_section
 from .disentanglement import class_section, disentanglement_section
-from .groups import GroupStructure, group_structure
+from .groups import GroupStructure, find_model, group_structure
 from .information import information_section
 from .measures import NotMeasurable, Section
 from .objects import objects_section
@@ -25,7 +25,7 @@ class Explanation:
     Attributes:
         encoder: the checkpoint.
         record: what it makes of the images.
-        structure: latents and groups; None for an I-JEPA.
+        structure: latents and groups; None where there are none, or none that are finite.
         sections: the questions. One that could not be answered says why.
     """
 
@@ -72,7 +72,7 @@ def explain(
         progress: show bars.
 
     Raises:
-        NotMeasurable: the encoder is not of this family, or not finite.
+        NotMeasurable: the encoder is not of this family, or its features are not finite.
         ValueError: the data set is empty or has no column `image`.
     """
 
@@ -81,8 +81,8 @@ def explain(
 
     record = collect(encoder)
     structure = None
-    if record.latents is not None and encoder.module is not None:
-        structure = group_structure(encoder.module, record.latents.reshape(-1, record.latents.shape[-1]))
+    if record.latents is not None:
+        structure = group_structure(find_model(encoder.module), record.latents.reshape(-1, record.latents.shape[-1]))
     baseline_record = None if baseline is None else collect(baseline)
     # The only question that asks for it is that of objects.
     untrained_record = None if untrained is None or record.masks is None else collect(untrained)

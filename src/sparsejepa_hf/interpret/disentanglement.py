@@ -1,5 +1,5 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
-"""Do codes, such as the activations of groups, follow known factors one by one, and what do they tell of classes?
+"""Do codes, such as the activations of groups, follow known factors one by one, and what do they say about classes?
 
 MIG, SAP, DCI and modularity are a few lines each on scikit-learn and SciPy. Two libraries were looked at. `disent`
 wants PyTorch Lightning, Python 3.11 and a data set class of its own. `latte-metrics` (an alpha of 2023) has no DCI,
@@ -16,7 +16,7 @@ import datasets
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import entr, xlogy
-from scipy.stats import chi2, rankdata
+from scipy.stats import chi2, norm, rankdata
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from sklearn.metrics import r2_score
 from sklearn.metrics.cluster import expected_mutual_information
@@ -30,6 +30,7 @@ Array = NDArray[np.float64]
 
 # Fewer images leave too few in a bin.
 MIN_IMAGES = 50
+_MIN_CLASS_SIZE = 5
 # Values of a code are put into so many bins of equal counts, and those of a continuous factor into half as many.
 _CODE_BINS = 20
 _FACTOR_BINS = 10
@@ -37,7 +38,7 @@ _FACTOR_BINS = 10
 _MAX_CLASSES = 32
 # Small forests, as the nulls need one for each factor and draw; each tree sees half of the images.
 _FOREST = {"n_estimators": 8, "max_depth": 6, "max_samples": 0.5}
-# Of the G-test that a code tells of a factor.
+# Level of the G-test for whether a code says anything about a factor.
 _LEVEL = 0.01
 # Gaps below, of at most 1, are near nothing, however sure they are.
 _LITTLE = 0.1
@@ -163,7 +164,7 @@ def disentanglement(codes: ArrayLike, factors: Mapping[str, ArrayLike], *, seed:
 def group_class_information(
     mean_activations: ArrayLike, labels: ArrayLike, *, num_draws: int = 100, seed: int = 0
 ) -> tuple[Array, Array]:
-    """What each group's activation tells of an image's class, as a share of the label's entropy.
+    """What each group's activation says about an image's class, as a share of the label's entropy.
 
     Activations are put into 20 bins of equal counts. Shuffled labels have mutual information with them as well, by
     chance; its exact expectation (as in scikit-learn's adjusted mutual information) is subtracted, so a group that
@@ -192,6 +193,55 @@ def group_class_information(
     rng = np.random.default_rng(seed)
     draws = np.stack([_information_with(bins, rng.permutation(classes)) for _ in range(num_draws)])
     return (_information_with(bins, classes) - chance) / entropy, (draws - chance) / entropy
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """How far the mean activation of each group in each class lies from what shuffled labels give.
+
+    Attributes:
+        z: in standard deviations under shuffled labels, (G, C).
+        labels: the C classes of at least five images, int64 (C,).
+        threshold: shuffled labels bring any |z| of a group beyond it in about 5 % of cases (Bonferroni's bound).
+    """
+
+    z: Array
+    labels: NDArray[np.int64]
+    threshold: float
+
+
+def class_scores(mean_activations: ArrayLike, labels: NDArray[np.int64]) -> ClassScores:
+    """Compares each group's mean activation in each class with that under shuffled labels.
+
+    The mean over the m images of a class, drawn without replacement from all n, has the standard deviation
+    σ·√((n − m) / (m·(n − 1))), σ being that over all images; z is in units of it. Classes of fewer than five images
+    are left out: a mean of so few is not nearly normal.
+
+    Args:
+        mean_activations: (n, G), of each image.
+        labels: (n,), negative where there is none.
+
+    Raises:
+        NotMeasurable: fewer than two classes, or none of five images.
+    """
+    activity = np.asarray(mean_activations, np.float64)[labels >= 0]
+    classes, inverse, sizes = np.unique(labels[labels >= 0], return_inverse=True, return_counts=True)
+    large = sizes >= _MIN_CLASS_SIZE
+    if len(classes) < 2:
+        raise NotMeasurable(
+            f"The {len(labels)} images are of one class at most; expected at least two, to compare them. "
+            "Give more images."
+        )
+    if not large.any():
+        raise NotMeasurable(
+            f"No class has {_MIN_CLASS_SIZE} images, which a mean needs to be compared with others. Give more images."
+        )
+    means = np.stack([np.bincount(inverse, column) for column in activity.T], axis=1) / sizes[:, None]
+    n = len(activity)
+    spread = np.sqrt((n - sizes) / (sizes * (n - 1)))[:, None] * activity.std(axis=0)
+    z = np.zeros_like(means)
+    np.divide(means - activity.mean(axis=0), spread, out=z, where=(spread > 0) & ~is_constant(activity))
+    return ClassScores(z[large].T, classes[large], float(norm.isf(0.025 / large.sum())))
 
 
 def disentanglement_section(record: PatchRecord, *, num_draws: int = 20, seed: int = 0) -> Section:
@@ -257,7 +307,7 @@ def disentanglement_section(record: PatchRecord, *, num_draws: int = 20, seed: i
 
 
 def class_section(record: PatchRecord, *, num_draws: int = 100, seed: int = 0) -> Section:
-    """What do the groups' mean activations tell of an image's class?
+    """What do the groups' mean activations say about an image's class?
 
     Args:
         record: of a SparseJEPA on a data set with labels.
@@ -272,7 +322,7 @@ def class_section(record: PatchRecord, *, num_draws: int = 100, seed: int = 0) -
     values = maps.mean(axis=(2, 3), dtype=np.float64)
     used = np.flatnonzero(~is_constant(values))
     if not len(used):
-        raise NotMeasurable("No group's activation varies over images, so none can tell of classes.")
+        raise NotMeasurable("No group's activation varies over images, so none can say anything about classes.")
     shares, draws = group_class_information(values[:, used], labels, num_draws=num_draws, seed=seed)
     frequency = np.unique(labels, return_counts=True)[1] / len(labels)
     entropy = float(entr(frequency).sum())
@@ -302,7 +352,7 @@ def class_section(record: PatchRecord, *, num_draws: int = 100, seed: int = 0) -
         finding=finding,
         details={
             "groups": used.tolist(),
-            "by_group": {"Share of the class it tells": for_each_group(used, shares, maps.shape[1])},
+            "by_group": {"Share of class information": for_each_group(used, shares, maps.shape[1])},
             "label_entropy_nats": entropy,
             "num_classes": len(frequency),
             "num_images": len(labels),
@@ -325,16 +375,16 @@ def _sentence(what: str, scores: Disentanglement, measures: list[Measure]) -> st
     beats = {name: measure.exceeds(measure.nulls[0]) for name, measure in zip(vars(scores), measures, strict=True)}
     beaten = [_NAMES[name] for name, is_beaten in beats.items() if is_beaten]
     if not (scores.modularity > 0 and beats["informativeness"]):
-        verdict = "no better than chance"
+        verdict = "This is no better than chance"
     elif len(beaten) == len(measures):
-        verdict = "each score is better than chance"
+        verdict = "Every score is better than chance"
     else:
-        verdict = f"better than chance in {', '.join(beaten)} only"
-    if verdict != "no better than chance" and max(scores.mig, scores.sap) < _LITTLE:
-        verdict += ", but by so little that no factor has a code of its own"
+        verdict = f"These scores alone are better than chance: {', '.join(beaten)}"
+    if "no better" not in verdict and max(scores.mig, scores.sap) < _LITTLE:
+        verdict += ". MIG and SAP are near 0, so no factor has a code of its own"
     return (
-        f"The {what} predict factors with {scores.informativeness:.2f} (0 is chance, 1 perfect) and part them with "
-        f"MIG {scores.mig:.3f}, SAP {scores.sap:.3f} and DCI disentanglement {scores.disentanglement:.2f}: {verdict}."
+        f"From the {what}, the known factors are predicted with a score of {scores.informativeness:.2f}, where 0 is "
+        f"chance and 1 is perfect. {verdict}."
     )
 
 
@@ -383,8 +433,8 @@ def _require_enough(
 ) -> None:
     if len(codes) < MIN_IMAGES or codes.shape[1] < codes_wanted or len(known) < factors_wanted:
         raise NotMeasurable(
-            f"{len(codes)} images, {codes.shape[1]} codes that vary and {len(known)} known factors are given; "
-            f"expected at least {MIN_IMAGES}, {codes_wanted} and {factors_wanted}."
+            f"Images: {len(codes)}, codes that vary: {codes.shape[1]}, known factors: {len(known)}; expected at least "
+            f"{MIN_IMAGES}, {codes_wanted} and {factors_wanted}."
         )
 
 

@@ -19,12 +19,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
-from scipy.stats import norm
 from sklearn.decomposition import PCA
 
+from .disentanglement import class_scores
 from .groups import GroupStructure
 from .measures import NotMeasurable
-from .patches import PatchRecord
+from .patches import PatchRecord, above_place
 
 
 MAX_GROUPS = 64
@@ -49,23 +49,6 @@ class TopPatch:
     activation: float
 
 
-@dataclass(frozen=True)
-class ClassScores:
-    """How far the mean activation of each group in each class lies from what shuffled labels give.
-
-    Attributes:
-        z: in standard deviations under shuffled labels, (G, C).
-        names: of the C classes that the record holds.
-        labels: their numbers, int64 (C,).
-        threshold: shuffled labels bring any |z| of a group beyond it in about 5 % of cases (Bonferroni's bound).
-    """
-
-    z: np.ndarray
-    names: tuple[str, ...]
-    labels: np.ndarray
-    threshold: float
-
-
 # --- what the pictures show ---------------------------------------------------------------------------------------
 
 
@@ -74,14 +57,6 @@ def latent_order(structure: GroupStructure) -> np.ndarray:
     assignment = structure.assignment
     rank = np.where(assignment < 0, len(structure.importance), assignment)
     return np.lexsort((-structure.importance.max(axis=0), rank))
-
-
-def activation_above_place(maps: np.ndarray) -> np.ndarray:
-    """Maps less the mean over images at the same place: what the picture adds to the place, (n, G, rows, columns).
-
-    A group is often active at one place in every image. That says nothing about what the image shows.
-    """
-    return maps - maps.mean(axis=0)
 
 
 def variation_shares(maps: np.ndarray) -> np.ndarray:
@@ -105,7 +80,7 @@ def variation_shares(maps: np.ndarray) -> np.ndarray:
     return np.where(total > 0, shares, np.nan).T
 
 
-def top_patches(record: PatchRecord, group: int, count: int = 8, above_place: bool = False) -> list[TopPatch]:
+def top_patches(record: PatchRecord, group: int, count: int = 8, for_place: bool = False) -> list[TopPatch]:
     """The patches where a group is most active, the strongest first; at most one of each image.
 
     Images with the same pixels count as one. Fewer than `count` come back where there are fewer images.
@@ -114,14 +89,14 @@ def top_patches(record: PatchRecord, group: int, count: int = 8, above_place: bo
         record: with groups.
         group: which.
         count: how many patches.
-        above_place: compare each patch with the same place in the other images (see [`activation_above_place`]).
+        for_place: compare each patch with the same place in the other images (see [`patches.above_place`]).
 
     Raises:
         NotMeasurable: the record has no groups.
     """
     _, maps = record.require_groups()
     of_group = maps[:, group]
-    values = (activation_above_place(of_group) if above_place else of_group).reshape(len(record), -1)
+    values = (above_place(of_group) if for_place else of_group).reshape(len(record), -1)
     place = values.argmax(axis=1)
     peak = values[np.arange(len(record)), place]
     columns = maps.shape[3]
@@ -155,35 +130,6 @@ def _strongest(record: PatchRecord, values: np.ndarray, count: int) -> list[int]
     return chosen
 
 
-def class_scores(record: PatchRecord) -> ClassScores:
-    """Compares each group's mean activation in each class with that under shuffled labels.
-
-    Let x be the mean of a_g over the patches of an image. The mean of x over the n_c images of a class, drawn without
-    replacement from all n, has the standard deviation σ·√((n − n_c) / (n_c·(n − 1))); z is in units of it.
-
-    Raises:
-        NotMeasurable: the record has no groups, no labels, or images of one class only.
-    """
-    _, maps = record.require_groups()
-    labels, inverse, sizes = np.unique(record.require_labels(), return_inverse=True, return_counts=True)
-    if len(labels) < 2:
-        raise NotMeasurable(
-            f"All {len(record)} images are of one class; expected at least two, to compare them. Give more images."
-        )
-    activity = maps.mean(axis=(2, 3), dtype=np.float64)
-    sums = np.zeros((len(labels), activity.shape[1]))
-    np.add.at(sums, inverse, activity)
-    difference = sums / sizes[:, None] - activity.mean(axis=0)
-    spread = np.sqrt((len(record) - sizes) / (sizes * (len(record) - 1)))[:, None] * activity.std(axis=0)
-    z = np.divide(difference, spread, out=np.zeros_like(difference), where=spread > 0)
-    return ClassScores(
-        z=z.T,
-        names=tuple(record.label_names[label] for label in labels),
-        labels=labels,
-        threshold=float(norm.isf(0.025 / len(labels))),
-    )
-
-
 def pca_colors(record: PatchRecord, images: Sequence[int]) -> np.ndarray:
     """First three principal components of patch features as red, green and blue: (len(images), rows, columns, 3).
 
@@ -192,14 +138,14 @@ def pca_colors(record: PatchRecord, images: Sequence[int]) -> np.ndarray:
     there are several images: without that, the components show little but the place.
     """
     width = record.features.shape[2]
-    place = record.features.mean(axis=0) if len(record) > 1 else np.zeros(width, np.float32)
-    flat = (record.features - place).reshape(-1, width)
+    features = above_place(record.features)
+    flat = features.reshape(-1, width)
     if len(flat) > _NUM_PCA_PATCHES:
         flat = flat[np.random.default_rng(0).choice(len(flat), _NUM_PCA_PATCHES, replace=False)]
     components = min(3, *flat.shape)
     pca = PCA(components, svd_solver="covariance_eigh" if len(flat) > width else "full").fit(flat)
     low, high = np.percentile(pca.transform(flat), (1, 99), axis=0)
-    values = pca.transform((record.features[list(images)] - place).reshape(-1, width))
+    values = pca.transform(features[list(images)].reshape(-1, width))
     scaled = np.clip((values - low) / np.maximum(high - low, 1e-12), 0, 1)
     colors = np.full((len(values), 3), 0.5)
     colors[:, :components] = scaled
@@ -383,9 +329,10 @@ def class_figure(record: PatchRecord, per_group: int = 3) -> Figure:
             axis says so.
 
     Raises:
-        NotMeasurable: as [`class_scores`].
+        NotMeasurable: the record has no groups, or as [`disentanglement.class_scores`].
     """
-    scores = class_scores(record)
+    _, maps = record.require_groups()
+    scores = class_scores(maps.mean(axis=(2, 3), dtype=np.float64), record.require_labels())
     z, note = scores.z[:MAX_GROUPS], _cap_note(len(scores.z))
     strongest = np.argsort(-z, axis=1, kind="stable")[:, :per_group]
     candidates = np.unique(strongest)
@@ -404,10 +351,10 @@ def class_figure(record: PatchRecord, per_group: int = 3) -> Figure:
             markersize=3,
             color="black" if abs(z[column, rows[row]]) < 0.6 * reach else "white",
         )
-    axes.set_yticks(range(len(rows)), [_shorten(scores.names[row]) for row in rows], fontsize=9)
+    axes.set_yticks(range(len(rows)), [_shorten(record.label_names[scores.labels[row]]) for row in rows], fontsize=9)
     axes.set_xticks(range(len(z)), [str(group) for group in range(len(z))], fontsize=9 if len(z) <= 32 else 7)
     axes.tick_params(length=0)
-    left_out = f"; {len(rows)} of {len(scores.names)} classes" if len(rows) < len(scores.names) else ""
+    left_out = f"; {len(rows)} of {len(scores.labels)} classes" if len(rows) < len(scores.labels) else ""
     axes.set_xlabel(f"Group{note}{left_out}\n● beyond ±{scores.threshold:.1f}: rare if labels were shuffled")
     figure.colorbar(image, ax=axes, label="z against shuffled labels", pad=0.02, aspect=30)
     return figure

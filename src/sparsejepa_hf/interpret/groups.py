@@ -77,12 +77,14 @@ class GroupStructure:
         return np.where(self.groups_per_latent > 0, self.importance.argmax(axis=0), -1)
 
 
-def find_model(model: nn.Module) -> SparseJEPAModel:
+def find_model(model: nn.Module | None) -> SparseJEPAModel:
     """The model with both encoders and predictor in `model`.
 
     Raises:
-        NotMeasurable: `model` is not of this family, or holds the target encoder alone.
+        NotMeasurable: `model` is not of this family, holds the target encoder alone, or is None, as for raw pixels.
     """
+    if model is None:
+        raise NotMeasurable("Raw pixels have no groups; give the folder that pre-training saved.")
     inner = model.sparsejepa if isinstance(model, SparseJEPAForPreTraining) else model
     if not isinstance(inner, SparseJEPAModel):
         raise NotMeasurable(
@@ -92,7 +94,7 @@ def find_model(model: nn.Module) -> SparseJEPAModel:
     return inner
 
 
-def find_grouping(model: nn.Module) -> SparseJEPAGrouping:
+def find_grouping(model: nn.Module | None) -> SparseJEPAGrouping:
     """The grouping of a SparseJEPA model.
 
     Raises:

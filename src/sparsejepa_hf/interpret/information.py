@@ -315,12 +315,12 @@ def grouping_redundancy(
     sizes = np.unique(assignment, return_counts=True)[1]
     if images <= d:
         raise NotMeasurable(
-            f"{images} images are too few for the total correlation of {d} variables; give more than {d} images."
+            f"The total correlation of {d} variables needs more than {d} images; the number given is {images}."
         )
     if len(sizes) == 1 or sizes.max() == 1:
         raise NotMeasurable(
-            f"The {d} variables are in {len(sizes)} groups, all in one or each alone, so every grouping of these "
-            "sizes has the same redundancy inside; nothing can be compared with chance."
+            f"The {d} variables are all in one group, or each in a group of its own. Every grouping of these sizes "
+            "has the same redundancy inside, so nothing can be compared with chance."
         )
     rng = np.random.default_rng(seed)
     data = _draw_tokens(data, max_tokens, rng).astype(np.float64)
@@ -455,10 +455,11 @@ def information_section(
                 seed=seed,
             )
         except NotMeasurable as reason:
-            not_measured.append(f"For {what}: {reason}")
+            if (sentence := f"For {what}: {reason}") not in not_measured:
+                not_measured.append(sentence)
             return
         if estimator == "gaussian" and result.rank < is_used.sum():
-            deficient.append(f"{result.rank} for the {int(is_used.sum())} of {what}")
+            deficient.append(f"{result.rank} by the {int(is_used.sum())} variables of {what}")
         measures.append(_share_measure(result, what, estimator))
         details[f"{key}_{estimator}"] = _summary(result)
         if estimator == "gaussian":
@@ -477,8 +478,8 @@ def information_section(
         compare(baseline.features, slices, "the slices of the baseline's features", "baseline_features")
     if deficient:
         sentences.append(
-            f"Variables that span fewer dimensions than there are of them ({'; '.join(deficient)}) have an infinite "
-            f"total correlation; their redundancy is what noise of {100 * _MIN_NOISE:.0f} % of the variance leaves."
+            f"Some variables are sums of others (dimensions spanned: {'; '.join(deficient)}), which makes their total "
+            f"correlation infinite. So noise of {100 * _MIN_NOISE:.0f} % of the variance was added first."
         )
     try:
         together, sentence = _activation_measures(maps.mean(axis=(2, 3), dtype=np.float64), seed)
@@ -513,13 +514,12 @@ def _share_sentence(result: GroupingRedundancy, what: str, measure: Measure) -> 
     if measure.exceeds(null):
         verdict = "more than chance"
     elif result.share_interval[1] < null.low:
-        verdict = "less than chance; latents of one group repeat each other less than latents drawn at random"
+        verdict = "less than chance. Members of a group share less with each other than members drawn at random do"
     else:
         verdict = "no better than chance"
     return (
         f"{100 * result.share:.1f} % of the redundancy lies inside {what}: {verdict}. Random groupings of the same "
-        f"sizes hold {100 * null.low:.1f} to {100 * null.high:.1f} %, and one that was sought for it holds "
-        f"{100 * result.searched_share:.1f} %."
+        f"sizes hold {100 * null.low:.1f} to {100 * null.high:.1f} %."
     )
 
 
@@ -551,7 +551,7 @@ def _activation_measures(means: Array, seed: int, num_draws: int = 20) -> tuple[
     images, groups = means.shape
     if groups < 2 or images <= max(groups, _MIN_IMAGES):
         raise NotMeasurable(
-            f"{images} images and {groups} groups that vary are given; expected at least 2 groups, and more than "
+            f"Images: {images}, groups that vary: {groups}; expected at least 2 groups, and more than "
             f"{max(groups, _MIN_IMAGES)} images."
         )
     if _rank(normal_scores(means)) < groups:

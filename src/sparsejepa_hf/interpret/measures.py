@@ -9,6 +9,8 @@ import numpy as np
 
 
 MORE, LESS = "more than chance", "less than chance"
+# Equal numbers that were added up in another order differ by less, relative to themselves.
+_ROUNDING = 1e-9
 
 
 class NotMeasurable(ValueError):
@@ -67,11 +69,11 @@ class Measure:
 
     def exceeds(self, null: Null) -> bool:
         """Whether the value, with all of its interval, lies above 97.5 % of the null's draws."""
-        return min((self.value, *(self.interval or ()))) > null.high
+        return min((self.value, *(self.interval or ()))) > null.high + _ROUNDING * abs(null.high)
 
     def falls_below(self, null: Null) -> bool:
         """Whether the value, with all of its interval, lies below 97.5 % of the null's draws."""
-        return max((self.value, *(self.interval or ()))) < null.low
+        return max((self.value, *(self.interval or ()))) < null.low - _ROUNDING * abs(null.low)
 
     @property
     def verdict(self) -> str | None:

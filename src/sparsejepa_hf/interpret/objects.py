@@ -11,7 +11,7 @@ from scipy.stats import skew
 from sklearn.decomposition import PCA
 
 from .measures import MORE, Measure, NotMeasurable, Null, Section, for_each_group
-from .patches import PatchRecord
+from .patches import PatchRecord, above_place
 
 
 # Maps and masks are compared on at most this many points a side: more cost time and tell no more, since a map has one
@@ -133,19 +133,18 @@ def normalized_mutual_information(table: np.ndarray) -> np.ndarray:
 
 
 def contrast_maps(maps: np.ndarray) -> np.ndarray:
-    """Maps (n, G, rows, columns) less their mean over images at each place, then each with variance 1 over all.
+    """Maps (n, G, rows, columns) above their place, then each with variance 1 over all.
 
-    Most of what a map shows is the place itself: behind the predictor, how far a patch is from its context. That part
-    follows no object, and would decide nearly everywhere which group wins. Scales differ too; the group that wins a
-    patch is the one that is highest by its own standard.
+    The place would decide nearly everywhere which group wins. Scales differ too; the group that wins a patch is the
+    one that is highest by its own standard.
     """
-    contrast = maps - maps.mean(axis=0)
+    contrast = above_place(maps)
     return contrast / contrast.std(axis=(0, 2, 3), keepdims=True)
 
 
 def live_maps(maps: np.ndarray) -> np.ndarray:
     """Indices of the groups whose maps (n, G, rows, columns) differ between images, unlike those of a dead group."""
-    spread = (maps - maps.mean(axis=0)).std(axis=(0, 2, 3))
+    spread = above_place(maps).std(axis=(0, 2, 3))
     # Rounding makes even equal maps differ.
     return np.flatnonzero(spread > 1e-5 * np.abs(maps).mean(axis=(0, 2, 3)))
 
@@ -153,11 +152,11 @@ def live_maps(maps: np.ndarray) -> np.ndarray:
 def pca_maps(features: np.ndarray, count: int, grid: tuple[int, int], seed: int = 0) -> np.ndarray:
     """The leading principal components of patch features (n, N, D) as maps: float32 (n, count, rows, columns).
 
-    Features are taken less their mean over images at each place, or the first components would show the place.
+    They are those of features above their place, or the first components would show the place.
     A component has no sign of its own. It is turned so that its longer tail is up, since most objects are smaller than
     what is around them.
     """
-    tokens = (features - features.mean(axis=0)).reshape(-1, features.shape[2])
+    tokens = above_place(features).reshape(-1, features.shape[2])
     chosen = np.random.default_rng(seed).permutation(len(tokens))[:_PCA_TOKENS]
     pca = PCA(min(count, *tokens[chosen].shape), random_state=seed).fit(tokens[chosen])
     values = pca.transform(tokens)
@@ -216,7 +215,7 @@ class _Maps:
     def __init__(self, maps: np.ndarray, side: int, seed: int) -> None:
         values = enlarge(contrast_maps(maps), side)
         self.ranks = pixel_ranks(values, seed)
-        self.winner = values.argmax(axis=2).astype(np.uint8)
+        self.winner = values.argmax(axis=2).astype(np.uint16)
 
     def score(self, objects: ObjectPixels, order: np.ndarray | None = None) -> _Scores:
         winner = self.winner if order is None else self.winner[order]
@@ -289,8 +288,8 @@ def objects_section(
         ]
     }
     source = record if baseline is None else baseline
-    owner = "its own" if baseline is None else "the baseline's"
-    rivals = {f"PCA of {owner} features": pca_maps(source.features, len(groups), source.grid, seed)}
+    owner = "its" if baseline is None else "the baseline's"
+    rivals = {f"principal components of {owner} features": pca_maps(source.features, len(groups), source.grid, seed)}
     if untrained is not None:
         rivals = {"the untrained model": untrained.require_groups()[1], **rivals}
     for name, rival in rivals.items():
@@ -347,17 +346,17 @@ def _finding(measures: tuple[Measure, ...]) -> str:
     better = [measure for measure in measures if measure.verdict == MORE]
     beats_shuffles = [measure for measure in measures if measure.exceeds(measure.nulls[0])]
     if len(better) == len(measures):
-        opening = "Groups follow objects: every measure is above all that it is compared with."
+        opening = "Groups follow objects: every measure is higher than in every comparison."
     elif better:
         opening = (
-            f"Groups follow objects by {len(better)} of {len(measures)} measures; by the others no better than maps "
-            "that know nothing of groups."
+            f"Groups follow objects by {len(better)} of {len(measures)} measures. By the others they do so no "
+            "better than maps that know nothing about groups."
         )
     elif beats_shuffles:
-        unbeaten = sorted({null.name for m in beats_shuffles for null in m.nulls if not m.exceeds(null)})
+        rivals = sorted({null.name for m in beats_shuffles for null in m.nulls if not m.exceeds(null)})
         opening = (
             "Group maps depend on where the objects are, but follow them no better than "
-            f"{' or '.join(unbeaten)}: grouping has added nothing here."
+            f"{' or '.join(rivals)}. Grouping has added nothing here."
         )
     else:
         opening = "Group maps follow objects no better than chance."

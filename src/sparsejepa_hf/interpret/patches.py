@@ -29,12 +29,13 @@ class PatchRecord:
     Attributes:
         pixel_values: the images, uint8 (n, 3, S, S).
         features: of the target encoder, float32 (n, N, D).
-        latents: μ of every patch, float32 (n, N, K); None for an I-JEPA.
-        maps: a_g = ‖W⁽ᵍ⁾μ‖₂ of every group, float32 (n, G, rows, columns); None for an I-JEPA.
+        latents: μ of every patch, float32 (n, N, K); None without groups.
+        maps: a_g = ‖W⁽ᵍ⁾μ‖₂ of every group, float32 (n, G, rows, columns); None without groups.
         labels: int64 (n,); None where the data set has none.
         label_names: of the classes; numbers where the data set names none.
         masks: which object each pixel shows, 0 for none, uint8 (n, S, S); None where the data set has none.
         table: the data set's rows, one for each image, for columns such as `objects`.
+        no_groups: why there are neither latents nor maps, such as that the checkpoint is an I-JEPA.
     """
 
     pixel_values: np.ndarray
@@ -45,6 +46,7 @@ class PatchRecord:
     label_names: tuple[str, ...]
     masks: np.ndarray | None
     table: datasets.Dataset
+    no_groups: str = "The checkpoint has no groups."
 
     def __len__(self) -> int:
         return len(self.pixel_values)
@@ -92,14 +94,20 @@ class PatchRecord:
         """Latents (n, N, K) and maps (n, G, rows, columns).
 
         Raises:
-            NotMeasurable: the checkpoint has no groups.
+            NotMeasurable: the checkpoint has no groups, or they are not finite.
         """
         if self.latents is None or self.maps is None:
-            raise NotMeasurable(
-                "This checkpoint is an I-JEPA (use_grouping=False), so it has no groups; give one that was "
-                "pre-trained with use_grouping=True."
-            )
+            raise NotMeasurable(self.no_groups)
         return self.latents, self.maps
+
+
+def above_place(values: np.ndarray) -> np.ndarray:
+    """Values (n, ...) of n images less their mean over images: what an image adds to the place.
+
+    Much of what a group or a feature shows is the place itself, the same in every image: behind the predictor, how far
+    a patch is from its context. That part says nothing about what an image shows. A single image stays as it is.
+    """
+    return values - values.mean(axis=0) if len(values) > 1 else values
 
 
 def collect_patches(encoder: VisionEncoder, dataset: datasets.Dataset, *, progress: bool = True) -> PatchRecord:
@@ -108,21 +116,22 @@ def collect_patches(encoder: VisionEncoder, dataset: datasets.Dataset, *, progre
     It holds everything in memory: 4·n·N·(D + K + G) bytes and the pixels.
 
     Args:
-        encoder: of this family, by [`evaluation.load_encoder`]; an I-JEPA gives features alone.
+        encoder: of this family, by [`evaluation.load_encoder`]; an I-JEPA, or a model whose groups are not
+            finite, gives features alone.
         dataset: with `image` and, where there are any, `label`, `mask` and other columns, as
             `load_image_dataset(..., extra_columns=EXTRA_COLUMNS)` gives it.
         progress: show a bar.
 
     Raises:
-        NotMeasurable: the encoder is not of this family, holds the target encoder alone, or gives NaN.
+        NotMeasurable: the encoder is not of this family, holds the target encoder alone, or gives features that are
+            NaN or infinite.
         ValueError: the data set is empty or has no column `image`.
     """
-    model = find_model(encoder.module) if encoder.module is not None else None
-    if model is None:
-        raise NotMeasurable("Raw pixels have no groups; give the folder that pre-training saved.")
-    has_groups = model.config.use_grouping
-    if has_groups:
+    model, no_groups = find_model(encoder.module), ""
+    try:
         find_grouping(model)
+    except NotMeasurable as reason:
+        no_groups = str(reason)
     images = ImageDataset(dataset, encoder.image_size, cache=True)
     assert images.pixel_values is not None and images.source_indices is not None
     parts: dict[str, list[Tensor]] = {"features": [], "latents": [], "maps": []}
@@ -132,7 +141,7 @@ def collect_patches(encoder: VisionEncoder, dataset: datasets.Dataset, *, progre
             inputs = encoder.preprocess(batch.to(model.device)).to(model.dtype)
             features = model(inputs).last_hidden_state
             parts["features"].append(features.float().cpu())
-            if has_groups:
+            if not no_groups:
                 latents, group_inputs = model.encode_latents(inputs)
                 parts["latents"].append(latents.float().cpu())
                 norms = torch.linalg.vector_norm(group_inputs.float(), dim=-1)
@@ -140,10 +149,15 @@ def collect_patches(encoder: VisionEncoder, dataset: datasets.Dataset, *, progre
     arrays: dict[str, Any] = {name: torch.cat(part).numpy() if part else None for name, part in parts.items()}
     for name, array in arrays.items():
         if array is not None and not np.isfinite(array).all():
-            raise NotMeasurable(
+            problem = (
                 f"The checkpoint gives {name} that are NaN or infinite; expected finite numbers. The run that saved "
                 "it diverged; give an earlier checkpoint."
             )
+            if name == "features":
+                raise NotMeasurable(problem)
+            arrays.update(latents=None, maps=None)
+            no_groups = problem
+            break
     table = dataset.select(images.source_indices.tolist())
     labels = None if images.labels is None else images.labels.numpy()
     return PatchRecord(
@@ -152,6 +166,7 @@ def collect_patches(encoder: VisionEncoder, dataset: datasets.Dataset, *, progre
         label_names=_label_names(table, labels),
         masks=_masks(table, encoder.image_size),
         table=table,
+        no_groups=no_groups,
         **arrays,
     )
 
@@ -180,4 +195,10 @@ def _fit(mask: Image.Image, size: int) -> np.ndarray:
             "for object i)."
         )
     fitted = mask if mask.size == (size, size) else ImageOps.fit(mask, (size, size), Image.Resampling.NEAREST)
-    return np.asarray(fitted).astype(np.uint8)
+    objects = np.asarray(fitted)
+    if objects.min() < 0 or objects.max() > np.iinfo(np.uint8).max:
+        raise NotMeasurable(
+            f"An instance mask holds numbers from {objects.min()} to {objects.max()}; expected 0 for background and "
+            "up to 255 objects."
+        )
+    return objects.astype(np.uint8)

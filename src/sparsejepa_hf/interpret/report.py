@@ -21,9 +21,10 @@ from PIL import Image
 
 from .. import __version__
 from . import figures
+from .disentanglement import ClassScores, class_scores
 from .groups import GroupStructure, find_model
 from .measures import Measure, NotMeasurable
-from .patches import PatchRecord
+from .patches import PatchRecord, above_place
 
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def write_report(path: str | Path, explanation: "Explanation", *, data_name: str
 
     Args:
         path: of the HTML file; its folder is made.
-        explanation: as `explain` gives it. An I-JEPA has no groups; the page says so and shows the rest.
+        explanation: as `explain` gives it. Without groups, as for an I-JEPA, the page says so and shows the rest.
         data_name: what to call the images, such as "cifar100, test".
 
     Returns:
@@ -76,7 +77,8 @@ def write_report(path: str | Path, explanation: "Explanation", *, data_name: str
         "reach": _REACH,
         "color_bar": _data_uri(_colors(np.linspace(0, 1, 64)[None]), lossless=True),
         "summary": None if structure is None else _summary(structure),
-        "is_prediction": getattr(_config(explanation), "latent_position", "predictor") == "predictor",
+        "is_prediction": find_model(explanation.encoder.module).config.latent_position == "predictor",
+        "no_groups": record.no_groups,
     }
     template = _environment().get_template("report_template.html")
 
@@ -139,14 +141,9 @@ def write_figures(folder: str | Path, explanation: "Explanation") -> list[Path]:
 # --- the model ----------------------------------------------------------------------------------------------------
 
 
-def _config(explanation: "Explanation") -> Any:
-    module = explanation.encoder.module
-    return None if module is None else find_model(module).config
-
-
 def _folder(explanation: "Explanation") -> Path:
     """Where the checkpoint lies; a folder without the files of a run if it came from the Hub."""
-    return Path(getattr(_config(explanation), "_name_or_path", "") or ".")
+    return Path(find_model(explanation.encoder.module).config._name_or_path or ".")
 
 
 def _name(source: str) -> str:
@@ -156,9 +153,8 @@ def _name(source: str) -> str:
 
 def _facts(explanation: "Explanation") -> list[tuple[str, str]]:
     """Names and values, in words."""
-    config, module = _config(explanation), explanation.encoder.module
-    if config is None or module is None:
-        return []
+    model = find_model(explanation.encoder.module)
+    config = model.config
     height, width = config.patch_sides
     rows, columns = config.grid_size
     facts = [
@@ -183,7 +179,7 @@ def _facts(explanation: "Explanation") -> list[tuple[str, str]]:
             ("Sparsity", f"λ = {config.sparsity_weight:g}, {config.sparsity_mode}"),
             ("KL weight", f"β = {config.kl_weight:g}"),
         ]
-    facts.append(("Parameters", f"{sum(weight.numel() for weight in module.parameters()):,}"))
+    facts.append(("Parameters", f"{sum(weight.numel() for weight in model.parameters()):,}"))
     return facts + _recipe(_folder(explanation))
 
 
@@ -261,11 +257,12 @@ def _groups(explanation: "Explanation", photo: Callable[[int], str], num_patches
     deviation = maps.std(axis=(0, 2, 3), keepdims=True)
     unit = np.where(deviation > 0, deviation, 1)
     raw = (maps[shown] - maps.mean(axis=(0, 2, 3), keepdims=True)) / unit
-    above = (maps[shown] - maps.mean(axis=0)) / unit
+    above = above_place(maps)[shown] / unit
     mean = (maps.mean(axis=0) - maps.mean(axis=(0, 2, 3))[:, None, None]) / unit[0]
     shares, likeness = figures.variation_shares(maps), _likeness(maps)
     try:
-        scores, class_note = figures.class_scores(record), ""
+        activity = maps.mean(axis=(2, 3), dtype=np.float64)
+        scores, class_note = class_scores(activity, record.require_labels()), ""
     except NotMeasurable as reason:
         scores, class_note = None, str(reason)
     order = range(min(len(structure.importance), figures.MAX_GROUPS))
@@ -297,7 +294,7 @@ def _groups(explanation: "Explanation", photo: Callable[[int], str], num_patches
                 if is_dead or len(record) < 2
                 else _patches(record, photo, group, num_patches, True),
                 "images": [] if is_dead else _images(record, photo, group, num_patches),
-                "classes": [] if scores is None or is_dead else _classes(scores, group),
+                "classes": [] if scores is None or is_dead else _classes(scores, record.label_names, group),
                 "scores": _scores(structure, shares, likeness, explanation, group),
             }
         )
@@ -324,7 +321,8 @@ def _sentence(structure: GroupStructure, shares: np.ndarray, group: int, num_ima
     if not held:
         return "No latent holds this group: all its columns of W are zero, so it is never active."
     own = int((structure.assignment == group).sum())
-    text = f"It holds {held} of {latents} latents; {own or 'none'} of them matter{'s' * (own == 1)} to it most."
+    verb = "matters" if own == 1 else "matter"
+    text = f"It holds {held} of {latents} latents; {own or 'none'} of them {verb} more to it than to any other group."
     if num_images > 1 and np.isfinite(shares[group]).all():
         place, image, rest = shares[group]
         text += (
@@ -341,13 +339,13 @@ def _scores(
     own = structure.selectivity[structure.assignment == group]
     scores = [
         ("Latents held", f"{structure.latents_per_group[group]}"),
-        ("Latents that matter to it most", f"{len(own)}"),
+        ("Latents that matter most to it", f"{len(own)}"),
     ]
     if len(own) and np.isfinite(own).all():
-        scores.append(("Selectivity of those", f"{own.mean():.2f}"))
+        scores.append(("Selectivity of these latents", f"{own.mean():.2f}"))
     if np.isfinite(likeness[group]).any():
         other = int(np.nanargmax(likeness[group]))
-        scores.append(("Most alike", f"group {other}, r = {format_number(likeness[group, other], 2)}"))
+        scores.append(("Group most like it", f"group {other}, r = {format_number(likeness[group, other], 2)}"))
     # Sections may score single groups: `details["by_group"]` maps a score's name to one number a group.
     for section in explanation.sections:
         for name, values in section.details.get("by_group", {}).items():
@@ -361,8 +359,7 @@ def _likeness(maps: np.ndarray) -> np.ndarray:
 
     NaN on the diagonal, and where a group never varies.
     """
-    values = figures.activation_above_place(maps) if len(maps) > 1 else maps
-    flat = np.moveaxis(values, 1, 0).reshape(maps.shape[1], -1).astype(np.float64)
+    flat = np.moveaxis(above_place(maps), 1, 0).reshape(maps.shape[1], -1).astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         likeness = np.atleast_2d(np.corrcoef(flat)).copy()
     np.fill_diagonal(likeness, np.nan)
@@ -370,10 +367,10 @@ def _likeness(maps: np.ndarray) -> np.ndarray:
 
 
 def _patches(
-    record: PatchRecord, photo: Callable[[int], str], group: int, count: int, above_place: bool
+    record: PatchRecord, photo: Callable[[int], str], group: int, count: int, for_place: bool
 ) -> list[_Picture]:
     rows, columns = record.grid
-    found = figures.top_patches(record, group, count, above_place)
+    found = figures.top_patches(record, group, count, for_place)
     pictures = []
     for patch in found:
         name = _class_name(record, patch.image)
@@ -400,12 +397,12 @@ def _images(record: PatchRecord, photo: Callable[[int], str], group: int, count:
     ]
 
 
-def _classes(scores: figures.ClassScores, group: int) -> list[dict[str, Any]]:
+def _classes(scores: ClassScores, names: tuple[str, ...], group: int) -> list[dict[str, Any]]:
     z = scores.z[group]
     widest = max(float(np.abs(scores.z).max()), scores.threshold)
     return [
         {
-            "name": scores.names[index],
+            "name": names[scores.labels[index]],
             "z": format_number(z[index], 2),
             "width": round(100 * max(z[index], 0) / widest, 1),
             "stands_out": bool(z[index] > scores.threshold),

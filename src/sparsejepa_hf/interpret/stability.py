@@ -17,7 +17,7 @@ from ..modeling_sparsejepa import SparseJEPAForPreTraining
 from .groups import find_grouping, find_model
 from .measures import Measure, NotMeasurable, Null, Section
 from .objects import live_maps, require_same_images
-from .patches import PatchRecord
+from .patches import PatchRecord, above_place
 
 
 _MAX_IMAGES = 500
@@ -57,7 +57,7 @@ def group_codes(weight: np.ndarray, latents: np.ndarray) -> GroupCodes:
     maps = np.linalg.norm(np.tensordot(latents, weight, axes=([2], [2])), axis=3)
     groups = live_maps(maps.transpose(0, 2, 1)[..., None])
     maps = maps[..., groups]
-    return GroupCodes(weight[groups], latents - latents.mean(axis=0), maps - maps.mean(axis=0), groups)
+    return GroupCodes(weight[groups], above_place(latents), above_place(maps), groups)
 
 
 def random_grouping(weight: np.ndarray, latents: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -165,9 +165,7 @@ def stability_section(encoders: Sequence[VisionEncoder], records: Sequence[Patch
     chosen = np.sort(rng.permutation(len(records[0]))[:_MAX_IMAGES])
     if len(chosen) < 2:
         raise NotMeasurable("There is 1 image, so maps cannot be correlated over images; give at least 2.")
-    weights = [
-        find_grouping(find_model(encoder_module(e))).group_weight.detach().float().cpu().numpy() for e in encoders
-    ]
+    weights = [_group_weight(encoder.module) for encoder in encoders]
     latents = [record.require_groups()[0][chosen] for record in records]
     codes = [group_codes(weight, own) for weight, own in zip(weights, latents, strict=True)]
     for place, code in enumerate(codes):
@@ -265,7 +263,7 @@ def _permuted(codes: GroupCodes, order: np.ndarray) -> GroupCodes:
 @torch.inference_mode()
 def _untrained_codes(encoder: VisionEncoder, pixel_values: np.ndarray, seed: int) -> GroupCodes:
     """Codes of a fresh model with the checkpoint's configuration: those that pre-training with `seed` starts from."""
-    config = copy.deepcopy(find_model(encoder_module(encoder)).config)
+    config = copy.deepcopy(find_model(encoder.module).config)
     device = encoder.device
     parts = []
     with preserved_rng(device):
@@ -278,34 +276,23 @@ def _untrained_codes(encoder: VisionEncoder, pixel_values: np.ndarray, seed: int
     return group_codes(_group_weight(model), torch.cat(parts).numpy())
 
 
-def _group_weight(model: torch.nn.Module) -> np.ndarray:
+def _group_weight(model: torch.nn.Module | None) -> np.ndarray:
     return find_grouping(model).group_weight.detach().float().cpu().numpy()
-
-
-def encoder_module(encoder: VisionEncoder) -> torch.nn.Module:
-    """What runs in an encoder.
-
-    Raises:
-        NotMeasurable: raw pixels, where nothing runs.
-    """
-    if encoder.module is None:
-        raise NotMeasurable("Raw pixels have no groups; give the folder that pre-training saved.")
-    return encoder.module
 
 
 def _finding(measures: Sequence[Measure], num_checkpoints: int) -> str:
     runs = f"The {num_checkpoints} runs"
-    unbeaten = sorted({null.name for measure in measures for null in measure.nulls if not measure.exceeds(null)})
-    if not unbeaten:
+    rivals = sorted({null.name for measure in measures for null in measure.nulls if not measure.exceeds(null)})
+    if not rivals:
         opening = f"{runs} find the same groups more than chance would."
-    elif unbeaten == [_UNTRAINED]:
+    elif rivals == [_UNTRAINED]:
         opening = (
-            f"{runs} find groups that are more alike than random groupings of their latents, but no more alike than "
-            "those of untrained models: training need not have made them so."
+            f"{runs} find groups that are more alike than random groupings of their latents. But groups of "
+            "untrained models are as alike, so training need not have made them so."
         )
     else:
         opening = (
             f"{runs} do not find the same groups: by one similarity or both, matched groups are no more alike than "
-            f"those of {' or '.join(unbeaten)}."
+            f"those of {' or '.join(rivals)}."
         )
     return opening

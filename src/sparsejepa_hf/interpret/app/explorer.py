@@ -13,10 +13,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
-from scipy.stats import norm
 
 from ...data import resize_to_square, to_rgb
 from ...evaluation import VisionEncoder
+from ..disentanglement import class_scores
 from ..groups import GroupStructure, find_grouping, find_model, group_structure
 from ..measures import NotMeasurable
 from ..patches import collect_patches
@@ -32,8 +32,7 @@ COLORS = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#F0
 OPACITY = 0.75
 # What a map's colour begins and ends at: quantiles of the group's activation over the indexed images.
 LEVEL_RANGE = (0.5, 0.99)
-_MIN_CLASS_SIZE = 5
-_CLASS_ERROR_RATE = 0.05
+_NUM_CLASSES = 3
 _NUM_IMPORTANCE_TOKENS = 2048
 
 
@@ -133,34 +132,6 @@ def cosine_to_all(query: np.ndarray, index: np.ndarray) -> np.ndarray:
         return index @ query / (np.linalg.norm(index, axis=1) * np.linalg.norm(query))
 
 
-def associated_classes(strength: np.ndarray, labels: np.ndarray, count: int = 3) -> list[int]:
-    """The classes in whose images a group is more active than shuffled labels would make it, the strongest first.
-
-    With shuffled labels, the mean over the m images of a class has the standard deviation
-    s·√((N − m) / (m·(N − 1))), s being that of the strengths of all N images. A class is listed if its mean lies so
-    many of them above the mean of all that shuffled labels would list any class in one group of twenty (Bonferroni).
-
-    Args:
-        strength: of the group in each image, (N,).
-        labels: int (N,), negative where there is none.
-        count: list at most so many.
-
-    Returns:
-        Labels; empty where no class stands out, or no class has five images.
-    """
-    strength, labels = strength[labels >= 0].astype(np.float64), labels[labels >= 0]
-    classes, inverse, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-    tested = (sizes >= _MIN_CLASS_SIZE) & (sizes < len(labels))
-    if not tested.any() or strength.std() == 0:
-        return []
-    means = np.bincount(inverse, strength) / sizes
-    with np.errstate(invalid="ignore", divide="ignore"):
-        spread = strength.std() * np.sqrt((len(labels) - sizes) / (sizes * (len(labels) - 1)))
-        z = np.where(tested, (means - strength.mean()) / spread, -np.inf)
-    order = np.argsort(-z, kind="stable")[:count]
-    return [int(classes[c]) for c in order if z[c] > norm.isf(_CLASS_ERROR_RATE / tested.sum())]
-
-
 # ---- one checkpoint and its images ----
 
 
@@ -200,8 +171,6 @@ class GroupExplorer:
     """
 
     def __init__(self, encoder: VisionEncoder, dataset: datasets.Dataset, *, progress: bool = True) -> None:
-        if encoder.module is None:
-            raise NotMeasurable("Raw pixels have no groups; give the folder that pre-training saved.")
         # Before the pass over all images, which takes long.
         weight = find_grouping(encoder.module).group_weight.detach().float().cpu().numpy()
         record = collect_patches(encoder, dataset, progress=progress)
@@ -218,6 +187,12 @@ class GroupExplorer:
         self._center = mean_inputs.mean(axis=0)
         self._directions = mean_inputs - self._center
         self._strengths = maps.mean(axis=(2, 3), dtype=np.float64)
+        labels = np.full(len(record), -1) if record.labels is None else record.labels
+        self._scores: ClassScores | None = None
+        try:
+            self._scores = class_scores(self._strengths, labels)
+        except NotMeasurable:
+            pass
         # (2, G, rows, columns) and (2, G, 1, 1).
         self._range_by_place = np.quantile(maps, LEVEL_RANGE, axis=0)
         self._range = np.quantile(maps, LEVEL_RANGE, axis=(0, 2, 3), keepdims=True)[:, 0]
@@ -307,10 +282,13 @@ class GroupExplorer:
         return [(int(image), float(similarity[image])) for image in order if np.isfinite(similarity[image])]
 
     def classes(self, group: int) -> list[str] | None:
-        """Names of the classes that excite a group most (see [`associated_classes`]); None without labels."""
-        if self._labels is None or not (self._labels >= 0).any():
+        """Names of up to three classes in whose images a group is more active than shuffled labels would make it, the
+        strongest first; None where there are no classes to compare."""
+        if self._scores is None:
             return None
-        return [self.label_names[label] for label in associated_classes(self._strengths[:, group], self._labels)]
+        z = self._scores.z[group]
+        order = np.argsort(-z, kind="stable")[:_NUM_CLASSES]
+        return [self.label_names[self._scores.labels[c]] for c in order if z[c] > self._scores.threshold]
 
     def important_latents(self, group: int, count: int = 5) -> list[int]:
         """The latents that matter most to a group, the most important first; only those that hold it."""
