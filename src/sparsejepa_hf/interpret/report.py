@@ -321,7 +321,10 @@ def _sentence(structure: GroupStructure, shares: np.ndarray, group: int, num_ima
     if not held:
         return "No latent holds this group: all its columns of W are zero, so it is never active."
     own = int((structure.assignment == group).sum())
-    text = f"It holds {held} of {latents} latents; {own or 'none'} of them matter{'s' * (own == 1)} more to it than to any other group."
+    text = (
+        f"It holds {held} of {latents} latents; {own or 'none'} of them matter{'s' * (own == 1)} more to it than to any "
+        "other group."
+    )
     if num_images > 1 and np.isfinite(shares[group]).all():
         place, image, rest = shares[group]
         text += (

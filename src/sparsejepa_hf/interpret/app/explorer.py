@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ...data import resize_to_square, to_rgb
 from ...evaluation import VisionEncoder
-from ..disentanglement import class_scores
+from ..disentanglement import ClassScores, class_scores
 from ..groups import GroupStructure, find_grouping, find_model, group_structure
 from ..measures import NotMeasurable
 from ..patches import collect_patches
@@ -188,10 +188,11 @@ class GroupExplorer:
         self._directions = mean_inputs - self._center
         self._strengths = maps.mean(axis=(2, 3), dtype=np.float64)
         labels = np.full(len(record), -1) if record.labels is None else record.labels
+        self._scores: ClassScores | None = None
         try:
             self._scores = class_scores(self._strengths, labels)
         except NotMeasurable:
-            self._scores = None
+            pass
         # (2, G, rows, columns) and (2, G, 1, 1).
         self._range_by_place = np.quantile(maps, LEVEL_RANGE, axis=0)
         self._range = np.quantile(maps, LEVEL_RANGE, axis=(0, 2, 3), keepdims=True)[:, 0]
