@@ -193,15 +193,15 @@ def test_bad_input_is_refused(perfect, factors):
         disentanglement(perfect[0], factors)
     with pytest.raises(NotMeasurable, match="same value of 'one'"):
         disentanglement(perfect, {"one": np.ones(N), "count": factors["count"]})
-    with pytest.raises(NotMeasurable, match="20 images"):
+    with pytest.raises(NotMeasurable, match="Images: 20"):
         disentanglement(perfect[:20], {name: values[:20] for name, values in factors.items()})
-    with pytest.raises(NotMeasurable, match="1 codes that vary"):
+    with pytest.raises(NotMeasurable, match="codes that vary: 1"):
         disentanglement(perfect[:, :1], factors)
-    with pytest.raises(NotMeasurable, match="1 known factors"):
+    with pytest.raises(NotMeasurable, match="known factors: 1"):
         disentanglement(perfect, {"x": factors["x"]})
     with pytest.raises(NotMeasurable, match="same value of 'label'"):
         group_class_information(perfect, np.zeros(N))
-    with pytest.raises(NotMeasurable, match="1 images"):
+    with pytest.raises(NotMeasurable, match="Images: 1"):
         disentanglement_section(record(perfect[:1], None, Dataset.from_dict({"objects": [[{"x": 1.0}]]})))
 
 
@@ -229,7 +229,7 @@ def test_sections_tell_factors_and_classes_from_chance(perfect, noise, factors):
     section = disentanglement_section(good, num_draws=6)
     assert {measure.verdict for measure in section.measures} == {"more than chance"}
     assert section.details["groups"]["best_code_of_factor"] == {"shape": 0, "count": 1, "x": 2, "size": 3}
-    assert "each score is better than chance" in section.finding
+    assert "Every score is better than chance" in section.finding
     assert "no better than chance" in disentanglement_section(bad, num_draws=20).finding
     classes = class_section(good)
     assert classes.finding.startswith("Group 1 says most") and classes.measures[0].verdict == "more than chance"

@@ -181,7 +181,9 @@ def test_principal_components_of_the_baseline_are_a_rival(masks, object_maps):
     features = object_maps.transpose(0, 2, 3, 1).reshape(60, -1, 3)
     features = np.concatenate([features, np.zeros((60, GRID * GRID, 9), np.float32)], axis=2)
     section = objects_section(_record(object_maps, masks), baseline=_record(None, masks, features))
-    assert all("PCA of the baseline's features" in [null.name for null in m.nulls] for m in section.measures)
+    assert all(
+        "principal components of the baseline's features" in [null.name for null in m.nulls] for m in section.measures
+    )
 
 
 def test_the_same_seed_gives_the_same_section(masks, noise_maps):

@@ -315,7 +315,7 @@ def grouping_redundancy(
     sizes = np.unique(assignment, return_counts=True)[1]
     if images <= d:
         raise NotMeasurable(
-            f"The total correlation of {d} variables needs more than {d} images; the number given is {images}."
+            f"Images: {images}, too few for the total correlation of {d} variables; give more than {d} images."
         )
     if len(sizes) == 1 or sizes.max() == 1:
         raise NotMeasurable(

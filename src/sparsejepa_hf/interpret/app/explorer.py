@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ...data import resize_to_square, to_rgb
 from ...evaluation import VisionEncoder
-from ..disentanglement import class_scores
+from ..disentanglement import ClassScores, class_scores
 from ..groups import GroupStructure, find_grouping, find_model, group_structure
 from ..measures import NotMeasurable
 from ..patches import collect_patches

@@ -271,7 +271,7 @@ class _View:
             "<p><strong>Nearest images.</strong> What the chosen groups get from an image, averaged over its patches, "
             "less the average over all images, compared by the cosine.</p>"
             "<p><strong>Classes.</strong> Named where a group is more active in the images of a class than shuffled "
-            "labels would make it in one case of twenty.</p>"
+            "labels would make it in one case of forty.</p>"
             f"<p><strong>Uploads.</strong> At most {MAX_UPLOAD_BYTES // 1024**2} MB and {MAX_UPLOAD_PIXELS // 10**6} "
             "million pixels. An upload is deleted once it was read.</p></details>"
         )
