@@ -10,7 +10,7 @@ from transformers import ViTImageProcessor
 from sparsejepa_hf import SparseJEPAForPreTraining
 from sparsejepa_hf.data import build_scenes
 from sparsejepa_hf.evaluation import load_encoder
-from sparsejepa_hf.interpret import NotMeasurable, explain
+from sparsejepa_hf.interpret import explain
 from sparsejepa_hf.interpret.report import write_report
 
 
@@ -104,6 +104,7 @@ def test_larger_images_on_a_finer_grid(save, tmp_path):
     write_report(tmp_path / "page.html", explanation)
 
 
-def test_weights_that_are_not_numbers_end_it_with_a_sentence(save, scenes):
-    with pytest.raises(NotMeasurable, match="group_weight holds a NaN"):
-        explain(save(lambda grouping: grouping.group_weight.fill_(torch.nan)), scenes, progress=False)
+def test_a_w_that_is_no_number_leaves_the_rest_of_the_page(save, scenes, tmp_path):
+    explanation, sections = ask(save(lambda grouping: grouping.group_weight.fill_(torch.nan)), scenes)
+    assert all("NaN" in section.finding and not section.is_measured for section in sections.values())
+    write_report(tmp_path / "page.html", explanation)
