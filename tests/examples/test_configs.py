@@ -63,6 +63,13 @@ def test_a_recipe_s_preset_says_what_its_encoder_is(path):
     assert not options.keys() & PRESETS[options["preset"]].keys()
 
 
+def test_the_demo_s_scenes_are_those_that_their_name_alone_gives():
+    """What reads a checkpoint later, such as a probe, names the data set and no more."""
+    _, data, training = read(next(path for path in CONFIGS if path.stem == "demo"))
+    assert (data.dataset, data.scene_max_objects) == ("textured-scenes", None)
+    assert training.horizontal_flip == 0, "a flip turns rising stripes into falling ones"
+
+
 @pytest.mark.parametrize("path", FINE_TUNING, ids=lambda path: path.stem)
 def test_a_fine_tuning_recipe_begins_from_what_its_twin_writes(path):
     """Same data, and the checkpoint of the pre-training recipe of the same name."""
@@ -79,7 +86,7 @@ def test_a_queue_compares_methods_of_one_budget_seed_by_seed(path, tmp_path):
     queue = read_queue(path, path.parents[2], [], tmp_path, dataset="data/mine")
     assert [run.seed for _, run in queue] == [0, 1, 0, 0, 0, 1, 1, 1, 2, 2, 2]
     resolved = [runs.resolve(run) for runs, run in queue]
-    assert {options["dataset"] for options in resolved[:2]} == {"synthetic-scenes"}
+    assert {options["dataset"] for options in resolved[:2]} == {"textured-scenes"}
     assert {options["dataset"] for options in resolved[2:]} == {"data/mine"}
     same = (
         "num_train_epochs",
