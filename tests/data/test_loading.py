@@ -327,7 +327,7 @@ def test_synthetic_scenes(load):
 def test_textured_scenes(load):
     dataset = load("textured-scenes", "test", max_examples=4, seed=3)
     scenes = build_scenes(4, style="textured", seed=3, split="test")
-    assert dataset["label"][:] == scenes["label"][:] and dataset.features["label"].names[1] == "stripes at 15°"
+    assert dataset["label"][:] == scenes["label"][:] and dataset.features["label"].names[1] == "upright stripes"
     np.testing.assert_array_equal(np.asarray(dataset[3]["image"]), np.asarray(scenes[3]["image"]))
     with pytest.raises(ValueError, match="name is 'large'.*'textured-scenes', which has none"):
         load("textured-scenes", name="large")

@@ -63,6 +63,13 @@ def test_a_recipe_s_preset_says_what_its_encoder_is(path):
     assert not options.keys() & PRESETS[options["preset"]].keys()
 
 
+def test_the_demo_s_scenes_are_those_that_their_name_alone_gives():
+    """What reads a checkpoint later, such as a probe, names the data set and no more."""
+    _, data, training = read(next(path for path in CONFIGS if path.stem == "demo"))
+    assert (data.dataset, data.scene_max_objects) == ("textured-scenes", None)
+    assert training.horizontal_flip == 0, "a flip turns rising stripes into falling ones"
+
+
 @pytest.mark.parametrize("path", FINE_TUNING, ids=lambda path: path.stem)
 def test_a_fine_tuning_recipe_begins_from_what_its_twin_writes(path):
     """Same data, and the checkpoint of the pre-training recipe of the same name."""

@@ -115,6 +115,13 @@ def test_scenes_are_rendered_at_the_model_s_size(run, monkeypatch):
     assert set(sizes) == {16}
 
 
+def test_the_name_of_the_scenes_says_their_style_and_a_flag_the_most_objects(run, monkeypatch):
+    asked, build = [], run_data.build_scenes
+    monkeypatch.setattr(run_data, "build_scenes", lambda *a, **k: asked.append(k) or build(*a, **k))
+    run(dataset="textured-scenes", scene_max_objects=3)
+    assert {(options["style"], options["max_objects"]) for options in asked} == {("textured", 3)}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

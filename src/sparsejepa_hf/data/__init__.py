@@ -20,7 +20,7 @@ from .loading import (
     load_image_dataset,
 )
 from .scenes import build_scenes, min_visible_pixels, render_scene
-from .textures import stripes
+from .textures import texture_values
 
 
 __all__ = [
@@ -43,6 +43,6 @@ __all__ = [
     "normalize_images",
     "render_scene",
     "resize_to_square",
-    "stripes",
+    "texture_values",
     "to_rgb",
 ]

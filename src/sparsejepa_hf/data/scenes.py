@@ -31,7 +31,7 @@ STYLES = ("plain", "textured")
 
 _SUPERSAMPLING = 4
 # Large enough for several patches: what a hidden block holds can then be told from what is seen of the object.
-_SIZES = {"plain": (0.16, 0.30), "textured": (0.42, 0.56)}
+_SIZES = {"plain": (0.16, 0.30), "textured": (0.45, 0.60)}
 _MARGINS = {"plain": 0.2, "textured": 0.3}
 _MAX_OBJECTS = {"plain": 4, "textured": 1}
 _MIN_VISIBLE_AT_32 = 12
@@ -88,10 +88,10 @@ def build_scenes(
     at least 0.2 of the side from each border. Backgrounds are grey with a slight tint, a linear gradient and faint
     waves; a little noise lies over everything.
 
-    `"textured"`: objects are striped, at one of twelve angles, with a random period and phase in two random colours,
-    and lie on clutter of coloured waves in uneven light, under strong grain. The angle is shared by all patches of an
-    object and shows in no single pixel. Sizes are from 0.42 to 0.56 of the side, divided by the square root of
-    `max_objects`; centres are at least 0.3 of the side from each border.
+    `"textured"`: objects carry one of eight textures of random phase and period in two random colours, either of which
+    may be the lighter. They lie on clutter of coloured waves in uneven light, under strong grain. The texture is
+    shared by all patches of an object and shows in no single pixel. Sizes are from 0.45 to 0.60 of the side, divided
+    by the square root of `max_objects`; centres are at least 0.3 of the side from each border.
 
     Args:
         num_examples: number of scenes, at least 1.
@@ -107,12 +107,12 @@ def build_scenes(
         A data set held in memory. Its columns: `image`, PNG, RGB, antialiased by 4 x 4 samples a pixel; `mask`, PNG,
         8-bit grey, 0 for background and i for `objects[i - 1]`, exact at the pixels' centres; `label`, ClassLabel, of
         the object with the most visible pixels (the first of several): one of 24 names such as `"red circle"` of plain
-        scenes, one of twelve such as `"stripes at 15°"` of textured ones; `count`, int64, number of objects;
+        scenes, one of eight textures such as `"rising stripes"` of textured ones; `count`, int64, number of objects;
         `objects`, a list of `shape`, `size` (radius in pixels of a disc of the same area), `x` and `y` (centre in
         pixels from the left and the top edge; the centre of pixel (i, j) is at (i + 0.5, j + 0.5)), `visible_pixels`
-        (in the mask), and `color` or, of textured objects, `texture`, `angle` (degrees, the texture's plus a tilt of
-        up to 3), `period` (pixels) and `phase` (radians) as in [`stripes`], `red`, `green` and `blue` (mean of its two
-        colours, from 0 to 1) and `contrast` (signed, half their difference). Textured scenes have `background` too:
+        (in the mask), and `color` or, of textured objects, `texture`, `period` (pixels), `tilt` (degrees), `phase_u`
+        and `phase_v` (radians) as in [`texture_values`], `red`, `green` and `blue` (mean of its two colours, from 0 to
+        1) and `contrast` (signed, half their difference). Textured scenes have `background` too:
         `red`, `green`, `blue`, `light` (how much brighter one side of the scene is than the other, as a share) and
         `light_angle` (radians, where the brighter side is, clockwise from the right).
 
@@ -218,7 +218,7 @@ def _build_block(
     else:
         draws = _draw(seed, 0, slots, split, _BACKGROUND_STREAM, textures.NUM_BACKGROUND_DRAWS)
         scene_factors, background = textures.backgrounds(draws, image_size)
-        factors = textures.surfaces(layout.surface, layout.draws, image_size)
+        factors = textures.surfaces(layout.draws, image_size)
         images = _paint_textured(layout, factors, image_size, background)
         images *= textures.light_field(scene_factors["light"], scene_factors["light_angle"], image_size)[..., None]
         columns["background"] = _rows(scene_factors)
@@ -352,8 +352,11 @@ def _paint_textured(
     shares = _shares(layout, image_size)
     image = background * next(shares)[..., None]
     for place, share in enumerate(shares):
-        surface = {name: factors[name][:, place, None, None] for name in ("angle", "period", "phase")}
-        values = textures.stripes(places[None, None, :], places[None, :, None], surface)
+        values = np.zeros_like(share)
+        for index, texture in enumerate(TEXTURES):
+            scenes = np.flatnonzero(layout.is_present[:, place] & (layout.surface[:, place] == index))
+            surface = {name: factor[scenes, place, None, None] for name, factor in factors.items()}
+            values[scenes] = textures.texture_values(texture, places[None, None, :], places[None, :, None], surface)
         mean = np.stack([factors[name][:, place] for name in ("red", "green", "blue")], axis=-1)
         color = mean[:, None, None, :] + (factors["contrast"][:, place, None, None] * values)[..., None]
         image = image + share[..., None] * color

@@ -1,59 +1,87 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
-"""What textured scenes are made of: stripes of any phase and colours, clutter behind them, uneven light and grain."""
+"""What textured scenes are made of: periodic textures, clutter behind the objects, uneven light and grain."""
 
 from collections.abc import Mapping
 
 import numpy as np
 
 
-# The way that stripes run, in degrees anticlockwise from level, as they are seen.
-ANGLES = tuple(range(0, 180, 15))
-TEXTURES = tuple(f"stripes at {angle}°" for angle in ANGLES)
+# Pattern of each texture, and the angle of its first axis in degrees clockwise from the right, since y runs down.
+_PATTERNS: dict[str, tuple[str, float]] = {
+    "level stripes": ("stripes", 90.0),
+    "upright stripes": ("stripes", 0.0),
+    "rising stripes": ("stripes", 45.0),
+    "falling stripes": ("stripes", -45.0),
+    "checks": ("checks", 0.0),
+    "diamonds": ("checks", 45.0),
+    "dots": ("dots", 0.0),
+    "grid": ("grid", 0.0),
+}
+TEXTURES = tuple(_PATTERNS)
 
 # Of how many uniform draws a surface, a wave of clutter and a background are made.
-NUM_SURFACE_DRAWS, _NUM_WAVES, _NUM_WAVE_DRAWS = 8, 6, 6
+NUM_SURFACE_DRAWS, _NUM_WAVES, _NUM_WAVE_DRAWS = 9, 6, 6
 NUM_BACKGROUND_DRAWS = 5 + _NUM_WAVES * _NUM_WAVE_DRAWS
 GRAIN = 0.4
 # In pixels of an image of 32 pixels a side; they grow with the side.
 _PERIODS, _CLUTTER_PERIODS = (4.0, 7.0), (4.0, 16.0)
-_MAX_TILT = 3.0
-_CONTRASTS = (0.13, 0.3)
-_COLOR_SPREAD, _CLUTTER, _MAX_LIGHT = 0.2, 0.08, 0.15
-# Edges of stripes are this steep: sharp to the eye, and smooth enough to be sampled at the pixels' centres.
+_MAX_TILT = 6.0
+_CONTRASTS = (0.12, 0.28)
+_COLOR_SPREAD, _CLUTTER, _MAX_LIGHT = 0.15, 0.08, 0.15
+# Edges are this steep: sharp to the eye, and smooth enough to be sampled at the pixels' centres.
 _STEEPNESS = 2.0
 
 
-def stripes(across: np.ndarray, down: np.ndarray, surface: Mapping[str, np.ndarray | float]) -> np.ndarray:
-    """Stripes at points of an image: tanh(2 sin(2π (across sin α + down cos α) / period + phase)).
+def texture_values(
+    texture: str, across: np.ndarray, down: np.ndarray, surface: Mapping[str, np.ndarray | float]
+) -> np.ndarray:
+    """A texture at points of an image.
+
+    Let α be the texture's angle plus `tilt`, u = 2π (across cos α + down sin α) / period + phase_u and
+    v = 2π (down cos α - across sin α) / period + phase_v. The value is tanh(2 w), where w is sin u for stripes,
+    1.4 sin u sin v for checks, cos u + cos v - 0.9 for dots and 1.2 max(cos u, cos v) - 0.8 for a grid.
 
     Args:
+        texture: one of `TEXTURES`. α is 90, 0, 45 and -45 degrees for level, upright, rising and falling stripes, 45
+            for diamonds, which are checks, and 0 for the others.
         across: places in pixels from the left edge.
         down: places in pixels from the top edge; broadcast with `across`.
-        surface: `angle` α, the way that the stripes run, in degrees anticlockwise from level; `period`, from one
-            stripe to the next of its colour, in pixels; `phase` in radians. All broadcast with the places.
+        surface: `period` in pixels, `tilt` in degrees clockwise, `phase_u` and `phase_v` in radians; all broadcast
+            with the places.
 
     Returns:
         Values in (-1, 1), of the shape that all of these broadcast to: near -1 in one colour, near 1 in the other.
     """
-    alpha = np.deg2rad(surface["angle"])
-    way = across * np.sin(alpha) + down * np.cos(alpha)
-    return np.tanh(_STEEPNESS * np.sin(2 * np.pi * way / surface["period"] + surface["phase"]))
+    pattern, angle = _PATTERNS[texture]
+    alpha, scale = np.deg2rad(angle + surface["tilt"]), 2 * np.pi / surface["period"]
+    u = scale * (across * np.cos(alpha) + down * np.sin(alpha)) + surface["phase_u"]
+    v = scale * (down * np.cos(alpha) - across * np.sin(alpha)) + surface["phase_v"]
+    if pattern == "stripes":
+        wave = np.sin(u)
+    elif pattern == "checks":
+        wave = 1.4 * np.sin(u) * np.sin(v)
+    elif pattern == "dots":
+        wave = np.cos(u) + np.cos(v) - 0.9
+    else:
+        wave = 1.2 * np.maximum(np.cos(u), np.cos(v)) - 0.8
+    return np.tanh(_STEEPNESS * wave)
 
 
-def surfaces(texture: np.ndarray, draws: np.ndarray, image_size: int) -> dict[str, np.ndarray]:
-    """Factors of the objects' surfaces by name, from `texture`, indices of `TEXTURES`, and `draws` (..., 8).
+def surfaces(draws: np.ndarray, image_size: int) -> dict[str, np.ndarray]:
+    """Independent factors of the objects' surfaces by name, of the shape of `draws` (..., 9) less its last axis.
 
-    `angle` (degrees, the texture's plus a tilt of up to 3), `period` (pixels) and `phase` (radians) as in [`stripes`];
-    `red`, `green` and `blue`, the mean of its two colours on the scale from 0 to 1; `contrast`, half their difference,
-    of either sign with equal chance. But for the tilt, all are independent of the texture and of each other.
+    `period` (pixels), `tilt` (degrees), `phase_u` and `phase_v` (radians) as in [`texture_values`]; `red`, `green` and
+    `blue`, the mean of its two colours on the scale from 0 to 1; `contrast`, half their difference, of either sign
+    with equal chance.
     """
     d = np.moveaxis(draws, -1, 0)
     return {
-        "angle": np.array(ANGLES)[texture] + _MAX_TILT * (2 * d[0] - 1),
-        "period": _between(_PERIODS, d[1]) * image_size / 32,
-        "phase": 2 * np.pi * d[2],
-        **_mean_color(d[3:6]),
-        "contrast": _between(_CONTRASTS, d[6]) * np.where(d[7] < 0.5, -1, 1),
+        "period": _between(_PERIODS, d[0]) * image_size / 32,
+        "tilt": _MAX_TILT * (2 * d[1] - 1),
+        "phase_u": 2 * np.pi * d[2],
+        "phase_v": 2 * np.pi * d[3],
+        **_mean_color(d[4:7]),
+        "contrast": _between(_CONTRASTS, d[7]) * np.where(d[8] < 0.5, -1, 1),
     }
 
 
