@@ -120,5 +120,8 @@ def _cells(figures: Sequence[float | None]) -> list[str]:
     ]
 
 
+RENDERINGS = {"": render}
+
+
 if __name__ == "__main__":
     main()

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import summary
 from benchmarks.harness import records
-from examples.reproduce import interpret, paper_table, sweep
+from examples.reproduce import demo, interpret, paper_table, sweep
 from sparsejepa_hf.records import render_into
 
 
@@ -28,7 +28,8 @@ def rendered(mark: str) -> str:
     if "benchmark" in record:
         return records.render(record)
     kinds = {"axes": sweep, "explanations": interpret}
-    module = next((module for key, module in kinds.items() if key in record), paper_table)
+    default = paper_table if "evaluations" in record else demo
+    module = next((module for key, module in kinds.items() if key in record), default)
     return module.RENDERINGS[sharp + part](record)
 
 
