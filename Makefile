@@ -19,7 +19,7 @@ $(READY): setup.py
 # a page about the groups that it found.
 demo: $(READY)
 	$(BIN)/python examples/pretrain.py examples/configs/demo.yaml
-	$(BIN)/python examples/explain_groups.py runs/demo --dataset textured-scenes --split test --max_examples 1000
+	$(BIN)/python examples/explain_groups.py runs/demo --dataset textured-scenes --split test --max_examples 500
 
 # Lint, types, documentation, then every test, the slow ones too. The tests come last: CI reads their closing line.
 test: lint types docs pytest

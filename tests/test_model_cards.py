@@ -44,8 +44,9 @@ def test_it_loads_whole_and_gives_finite_features(folder):
     assert features.shape == (2, model.config.hidden_size) and features.isfinite().all() and features.std() > 0.01
 
 
-def test_w_is_sparse_and_as_its_log_says():
-    folder = ROOT / "model_cards" / "sparsejepa-vit-micro-cifar100"
+@pytest.mark.parametrize("name", ["sparsejepa-vit-micro-cifar100", "sparsejepa-vit-micro-scenes"])
+def test_w_is_sparse_and_as_its_log_says(name):
+    folder = ROOT / "model_cards" / name
     structure = group_structure(AutoModel.from_pretrained(folder))
     history = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     last = [entry for entry in history if "zero_columns" in entry][-1]

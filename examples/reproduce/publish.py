@@ -9,6 +9,7 @@ The folder's code is a link to this package's, so that it never grows old here; 
 """
 
 import argparse
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="folder of a finished pre-training run")
     parser.add_argument("folder", type=Path, help="where the model goes; its name is the model's")
     parser.add_argument("--dataset", required=True, help="what the card calls the training data")
-    parser.add_argument("--results", help="results file of the paper's table that measured this run")
+    parser.add_argument("--results", help="results file of the paper's table; default: what the run measured")
     parser.add_argument("--method", default=SPARSEJEPA, help="what the results file calls it")
     own = parser.parse_args(arguments)
 
@@ -50,9 +51,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (own.folder / name).symlink_to(Path(*[".."] * len(own.folder.parts), "src", source.name, name))
     _, _, args = parse_options(OPTION_TYPES, [str(own.run / "pretraining_options.yaml")])
     state = TrainerState.load_from_json(str(own.run / "trainer_state.json"))
-    comparison = measured(own.results, own.method, args.seed) if own.results else None
+    comparison = measured(own.results, own.method, args.seed) if own.results else compared(own.run)
     write_model_card(str(own.folder), model.config, args, state, own.dataset, comparison)
     print(f"Written to {own.folder}")
+
+
+def compared(run: Path) -> dict[str, dict[str, float]] | None:
+    """What the run itself measured at its end, where it did."""
+    path = run / "pretraining_results.json"
+    return json.loads(path.read_text(encoding="utf-8")).get("comparison") if path.is_file() else None
 
 
 def measured(results: str, method: str, seed: int) -> dict[str, dict[str, float]]:

@@ -1,0 +1,1 @@
+../../src/sparsejepa_hf/configuration_sparsejepa.py

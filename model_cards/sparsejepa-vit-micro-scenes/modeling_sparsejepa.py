@@ -1,0 +1,1 @@
+../../src/sparsejepa_hf/modeling_sparsejepa.py
