@@ -50,11 +50,14 @@ def test_the_front_page_and_the_benchmarks_have_a_place_for_their_tables():
 def test_results_say_where_they_come_from(path):
     record = json.loads(path.read_text(encoding="utf-8"))
     runs = [run for run in record.get("runs", ()) if "provenance" in run]
-    assert runs or "benchmark" in record
+    explained = record.get("explanations", [])
+    assert runs or explained or "benchmark" in record
     for origin in (record, *(run["provenance"] for run in runs)):
         assert re.fullmatch(r"[0-9a-f]{40}", origin["commit"]), "code with uncommitted changes"
         assert {"torch", "transformers"} <= set(origin["versions"])
-    assert all("seed" in run["options"] for run in runs or [record])
+    # Weights that were explained are named by their digest.
+    assert all(re.fullmatch(r"[0-9a-f]{64}", explanation["fingerprint"]) for explanation in explained)
+    assert all("seed" in run.get("options", run) for run in runs or [record])
 
 
 def test_the_latest_changes_are_those_of_this_version():
