@@ -10,7 +10,6 @@ seed's comparison (kNN and linear probe of raw pixels, the untrained and the tra
 """
 
 import argparse
-import json
 import resource
 import sys
 import time
@@ -18,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparsejepa_hf.records import percent, provenance, render_into, table, write_record
+from sparsejepa_hf.records import percent, provenance, table, write_record
 
-from .experiment import PRETRAIN
+from .experiment import PRETRAIN, show
 from .runs import SPARSEJEPA, PreTrainingFailed, Run, Runs, as_options
 
 
@@ -52,12 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command, options = [sys.executable, str(PRETRAIN)], {**as_options(rest), "probe": True}
         runs = Runs(own.recipe, command, Path(own.output_dir), options)
         write_record(measure(runs, own.seeds), path)
-    record = json.loads(path.read_text(encoding="utf-8"))
-    text = render(record)
-    print(text)
-    path.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
-    for page in map(Path, own.into):
-        page.write_text(render_into(page.read_text(encoding="utf-8"), path.name, text), encoding="utf-8")
+    show(path, own.into, RENDERINGS, plot=None, needs=("runs", "recipe"))
 
 
 def measure(runs: Runs, seeds: Sequence[int]) -> dict[str, Any]:

@@ -236,7 +236,7 @@ def show(
     path: Path,
     into: Sequence[str],
     renderings: Mapping[str, Callable[[Record], str]],
-    plot: Callable[[Record, Path], None],
+    plot: Callable[[Record, Path], None] | None,
     needs: Sequence[str] = ("runs", "evaluations"),
 ) -> None:
     """Prints the table, writes it and its plot beside the results file, and fills it into pages.
@@ -246,7 +246,7 @@ def show(
         into: Markdown files. Every mark of the results file that one has is filled.
         renderings: by the end of the mark, such as `"#short"` for `<!-- results/table.json#short -->`. The one with
             the end `""` is what is printed.
-        plot: draws a record into a file.
+        plot: draws a record into a file, if there is a figure of it.
         needs: see [`read_record`].
 
     Raises:
@@ -264,4 +264,5 @@ def show(
         for mark in marks:
             text = render_into(text, mark, texts[mark])
         page.write_text(text, encoding="utf-8")
-    plot(record, path.with_suffix(".png"))
+    if plot is not None:
+        plot(record, path.with_suffix(".png"))
