@@ -2,14 +2,13 @@
 """The configuration: presets, what it refuses and how it says so, and round trips through files."""
 
 import json
-import logging
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoConfig
+from transformers import AutoConfig, IJepaConfig
 
 from sparsejepa_hf import PRESETS, SparseJEPAConfig, SparseJEPAForPreTraining
 
@@ -209,7 +208,7 @@ class TestFiles:
         written = json.loads((tmp_path / "config.json").read_text())
         assert written["model_type"] == "sparsejepa"
         assert (written["sparsity_weight"], written["num_latents"], written["group_size"]) == (0.25, 32, 5)
-        assert set(SparseJEPAConfig.__annotations__) - {"model_type"} <= set(written)
+        assert {name.lstrip("_") for name in SparseJEPAConfig.__annotations__} - {"model_type"} <= set(written)
 
     def test_overrides_of_a_file_are_applied_and_checked(self, tmp_path):
         SparseJEPAConfig(sparsity_weight=0.1).save_pretrained(tmp_path)
@@ -225,22 +224,42 @@ class TestFiles:
         with pytest.raises(ValueError, match="hidden_size is 190"):
             SparseJEPAConfig.from_pretrained(tmp_path)
 
-    def test_unknown_keys_of_a_file_are_left_out_with_a_warning(self, tmp_path, monkeypatch):
-        """A file of a later version must load; what is left out is said."""
-        config = {"model_type": "sparsejepa", "num_latents": 32, "zz_of_the_future": 1}
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        warnings = []
-        logger = logging.getLogger("sparsejepa_hf.configuration_sparsejepa")
-        monkeypatch.setattr(logger, "warning", lambda message, *args, **kwargs: warnings.append(message))
-        loaded = SparseJEPAConfig.from_pretrained(tmp_path)
-        assert loaded.num_latents == 32 and not hasattr(loaded, "zz_of_the_future")
-        assert any("zz_of_the_future" in message for message in warnings)
+    def test_what_a_file_holds_beyond_the_fields_is_kept(self, tmp_path):
+        """A quantised model's configuration, and keys of a later version, also those that resemble a field."""
+        others = {
+            "quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True},
+            "hidden_sizes": [1, 2],
+            "layer_norm_epsilon": 1e-5,
+            "zz_of_the_future": 1,
+        }
+        written = {**SparseJEPAConfig(num_latents=32).to_dict(), **others}
+        (tmp_path / "config.json").write_text(json.dumps(written))
+        for load in (SparseJEPAConfig.from_pretrained, AutoConfig.from_pretrained):
+            loaded = load(tmp_path, hidden_sizes=[3])
+            assert loaded.num_latents == 32 and loaded.zz_of_the_future == 1 and loaded.hidden_sizes == [3]
+            loaded.hidden_sizes = [1, 2]
+            again = SparseJEPAConfig.from_dict(loaded.to_dict()).to_dict()
+            assert again == loaded.to_dict() and again.items() >= others.items()
 
-    def test_a_misspelt_key_of_a_file_is_refused(self, tmp_path):
-        """A typo by hand is not a key of another version: ignoring it would train another model."""
-        (tmp_path / "config.json").write_text(json.dumps({"model_type": "sparsejepa", "sparsity_wieght": 0.1}))
+    def test_a_misspelt_override_of_a_file_is_refused(self, tmp_path):
+        SparseJEPAConfig().save_pretrained(tmp_path)
         with pytest.raises(ValueError, match="'sparsity_wieght'. Did you mean 'sparsity_weight'"):
-            SparseJEPAConfig.from_pretrained(tmp_path)
+            SparseJEPAConfig.from_pretrained(tmp_path, sparsity_wieght=0.1)
+
+    def test_another_family_is_refused_with_the_converter(self, tmp_path):
+        IJepaConfig().save_pretrained(tmp_path)
+        for load in (SparseJEPAConfig.from_pretrained, SparseJEPAForPreTraining.from_pretrained):
+            with pytest.raises(ValueError, match="'ijepa'; expected 'sparsejepa'.*sparsejepa_hf.conversion"):
+                load(tmp_path)
+
+    def test_feature_maps_are_chosen_by_name_or_number(self, tmp_path):
+        config = SparseJEPAConfig(num_hidden_layers=3, out_indices=[1, 3])
+        assert config.out_features == ["stage1", "stage3"]
+        config.save_pretrained(tmp_path)
+        assert AutoConfig.from_pretrained(tmp_path).out_indices == [1, 3]
+        assert AutoConfig.from_pretrained(tmp_path, out_features=["stem"]).out_indices == [0]
+        with pytest.raises(ValueError, match="stage4"):
+            SparseJEPAConfig(num_hidden_layers=3, out_features=["stage4"])
 
 
 @pytest.mark.parametrize(

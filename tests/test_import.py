@@ -14,22 +14,27 @@ import pytest
 from transformers import AutoImageProcessor, AutoModel, ViTImageProcessorPil
 
 import sparsejepa_hf
-from sparsejepa_hf import SparseJEPAConfig, SparseJEPAForPreTraining, SparseJEPAModel
+from sparsejepa_hf import SparseJEPAConfig, SparseJEPAForPreTraining, SparseJEPAVisionModel
 
 
 # `folder` is a checkpoint.
 CHECK = """
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
+from transformers import (
+    AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
+)
 import sparsejepa_hf
 
 config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
 assert type(config) is sparsejepa_hf.SparseJEPAConfig
 for auto_class, name in (
-    (AutoModel, "SparseJEPAModel"),
+    (AutoBackbone, "SparseJEPABackbone"),
+    (AutoModel, "SparseJEPAVisionModel"),
     (AutoModelForPreTraining, "SparseJEPAForPreTraining"),
     (AutoModelForImageClassification, "SparseJEPAForImageClassification"),
 ):
-    model = auto_class.from_pretrained(folder, trust_remote_code=False)
+    # AutoBackbone asks the Hub for a repository of the folder's name, whatever the family.
+    loader = sparsejepa_hf.SparseJEPABackbone if auto_class is AutoBackbone else auto_class
+    model = loader.from_pretrained(folder, trust_remote_code=False)
     assert type(model) is getattr(sparsejepa_hf, name), (name, type(model))
     assert type(auto_class.from_config(config)) is type(model)
     assert type(model)._auto_class == auto_class.__name__
@@ -82,8 +87,8 @@ def test_auto_classes_that_were_loaded_before_know_the_family_too(checkpoint):
 
 def test_importing_the_package_again_changes_nothing(checkpoint):
     importlib.reload(sparsejepa_hf)
-    assert type(AutoModel.from_pretrained(checkpoint)) is SparseJEPAModel is sparsejepa_hf.SparseJEPAModel
-    assert AutoModel._model_mapping[SparseJEPAConfig] is SparseJEPAModel
+    assert type(AutoModel.from_pretrained(checkpoint)) is SparseJEPAVisionModel is sparsejepa_hf.SparseJEPAVisionModel
+    assert AutoModel._model_mapping[SparseJEPAConfig] is SparseJEPAVisionModel
 
 
 @pytest.mark.parametrize("named", [True, False])

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
 
 from examples.reproduce.publish import CODE, measured
+from sparsejepa_hf import SparseJEPAModel
 from sparsejepa_hf.interpret import group_structure
 
 
@@ -47,7 +48,7 @@ def test_it_loads_whole_and_gives_finite_features(folder):
 @pytest.mark.parametrize("name", ["sparsejepa-vit-micro-cifar100", "sparsejepa-vit-micro-scenes"])
 def test_w_is_sparse_and_as_its_log_says(name):
     folder = ROOT / "model_cards" / name
-    structure = group_structure(AutoModel.from_pretrained(folder))
+    structure = group_structure(SparseJEPAModel.from_pretrained(folder))
     history = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     last = [entry for entry in history if "zero_columns" in entry][-1]
     # A few steps came after the last entry.

@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from sparsejepa_hf import (
+    SparseJEPABackbone,
     SparseJEPAConfig,
     SparseJEPAForImageClassification,
     SparseJEPAForPreTraining,
@@ -35,6 +36,7 @@ from sparsejepa_hf import (
     SparseJEPAVisionModel,
     modeling_sparsejepa,
 )
+from sparsejepa_hf.configuration_sparsejepa import AUTO_MAP
 from sparsejepa_hf.modeling_sparsejepa import (
     SparseJEPAGrouping,
     SparseJEPAPatchEmbeddings,
@@ -1062,9 +1064,9 @@ class TestCheckpoints:
     @pytest.mark.parametrize(
         ("auto_class", "model_class"),
         [
-            (AutoModel, SparseJEPAModel),
+            (AutoModel, SparseJEPAVisionModel),
             (AutoModelForPreTraining, SparseJEPAForPreTraining),
-            (SparseJEPAVisionModel, SparseJEPAVisionModel),
+            (SparseJEPAModel, SparseJEPAModel),
             (AutoModelForImageClassification, SparseJEPAForImageClassification),
         ],
     )
@@ -1091,9 +1093,9 @@ class TestCheckpoints:
         assert all(torch.equal(value, loaded_state[name]) for name, value in state.items())
 
     def test_the_base_models_checkpoint_loads_with_a_loss(self, saved, pixel_values, masks, tmp_path):
-        """From AutoModel's file as from its own: the base prefix comes and goes."""
+        """From its file as from their own: the base prefix comes and goes."""
         model, folder = saved
-        AutoModel.from_pretrained(folder).save_pretrained(tmp_path)
+        SparseJEPAModel.from_pretrained(folder).save_pretrained(tmp_path)
         loaded, info = AutoModelForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
         assert not info["missing_keys"] and not info["unexpected_keys"]
         assert torch.equal(loaded(pixel_values, **masks).loss, model(pixel_values, **masks).loss)
@@ -1167,12 +1169,7 @@ class TestCheckpoints:
         config = json.loads((saved[1] / "config.json").read_text())
         assert config["model_type"] == "sparsejepa"
         assert config["architectures"] == ["SparseJEPAForPreTraining"]
-        assert set(config["auto_map"]) == {
-            "AutoConfig",
-            "AutoModel",
-            "AutoModelForPreTraining",
-            "AutoModelForImageClassification",
-        }
+        assert config["auto_map"] == AUTO_MAP
 
     def test_a_forgotten_weight_is_told(self, saved, tmp_path):
         """Only what a class has no use for may be missing or left over in silence."""
@@ -1185,6 +1182,100 @@ class TestCheckpoints:
         _, info = SparseJEPAVisionModel.from_pretrained(tmp_path, output_loading_info=True)
         assert set(info["missing_keys"]) == {"target_encoder.layers.1.mlp.fc1.weight"}
         assert any("layers.9.mlp.fc1.weight" in name for name in info["unexpected_keys"])
+
+
+class TestIncompleteCheckpoints:
+    """One encoder is an average of the other, so neither may start at random where the other does not."""
+
+    @staticmethod
+    def _load(folder, **options):
+        return SparseJEPAForPreTraining.from_pretrained(folder, output_loading_info=True, **options)
+
+    @pytest.mark.parametrize("model_class", [SparseJEPAVisionModel, SparseJEPAForImageClassification])
+    def test_a_missing_context_encoder_is_a_copy_of_the_target_encoder(self, saved, tmp_path, model_class):
+        model_class.from_pretrained(saved[1]).save_pretrained(tmp_path)
+        loaded, info = self._load(tmp_path)
+        wanted = saved[0].sparsejepa.target_encoder.state_dict()
+        for encoder in (loaded.sparsejepa.context_encoder, loaded.sparsejepa.target_encoder):
+            assert all(torch.equal(value, wanted[name]) for name, value in encoder.state_dict().items())
+        assert not any("encoder." in key for key in info["missing_keys"])
+        assert any("predictor." in key for key in info["missing_keys"])
+
+    def test_a_missing_target_encoder_is_a_copy_of_the_context_encoder(self, saved, tmp_path):
+        state = {k: v for k, v in saved[0].state_dict().items() if "target_encoder" not in k}
+        saved[0].save_pretrained(tmp_path, state_dict=state)
+        loaded, info = self._load(tmp_path)
+        wanted = saved[0].sparsejepa.context_encoder.state_dict()
+        assert all(torch.equal(v, wanted[k]) for k, v in loaded.sparsejepa.target_encoder.state_dict().items())
+        assert not info["missing_keys"]
+
+    def test_a_layer_of_another_size_is_drawn_once(self, saved):
+        loaded, info = self._load(saved[1], num_channels=1, ignore_mismatched_sizes=True)
+        inner = loaded.sparsejepa
+        first, second = (
+            e.embeddings.patch_embeddings.projection.weight for e in (inner.context_encoder, inner.target_encoder)
+        )
+        assert torch.equal(first, second) and first.std() > 0
+        assert len(info["mismatched_keys"]) == 2
+        # What fits is the checkpoint's, for each encoder its own.
+        for name in ("context_encoder", "target_encoder"):
+            key = f"sparsejepa.{name}.layers.0.mlp.fc1.weight"
+            assert torch.equal(loaded.state_dict()[key], saved[0].state_dict()[key])
+
+
+class TestTraining:
+    """Frozen for pre-training, trainable for everything else."""
+
+    def test_a_head_of_one_s_own_trains_the_encoder(self, saved, pixel_values):
+        model = AutoModel.from_pretrained(saved[1])
+        head = torch.nn.Linear(model.config.hidden_size, 3)
+        torch.nn.functional.cross_entropy(head(model(pixel_values).pooler_output), torch.tensor([0, 1])).backward()
+        assert all(
+            p.grad is not None and p.grad.abs().sum() > 0
+            for n, p in model.named_parameters()
+            if "k_proj.bias" not in n
+        )
+
+    @pytest.mark.parametrize("load", [True, False])
+    def test_pre_training_freezes_the_target_encoder(self, saved, load):
+        model = (
+            SparseJEPAForPreTraining.from_pretrained(saved[1]) if load else SparseJEPAForPreTraining(saved[0].config)
+        )
+        frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+        assert frozen == {name for name, _ in model.named_parameters() if "target_encoder" in name}
+        assert not model.train().sparsejepa.target_encoder.training
+
+    def test_what_belongs_to_text_may_be_none_only(self, saved, pixel_values):
+        model = AutoModel.from_pretrained(saved[1])
+        nothing = dict.fromkeys(("input_ids", "inputs_embeds", "attention_mask", "output_attentions"))
+        expected = model(pixel_values).last_hidden_state
+        assert torch.equal(model(pixel_values=pixel_values, **nothing).last_hidden_state, expected)
+        with pytest.raises(ValueError, match="attention_mask is given, but this model sees images"):
+            model(pixel_values, attention_mask=torch.ones(2, 64))
+
+    def test_a_hook_on_the_patch_projection_fires(self, saved, pixel_values):
+        model = AutoModel.from_pretrained(saved[1])
+        seen = []
+        model.target_encoder.embeddings.patch_embeddings.projection.register_forward_hook(lambda *args: seen.append(1))
+        model(pixel_values)
+        assert seen == [1]
+
+
+class TestBackbone:
+    def test_maps_are_the_layers_through_the_norm(self, saved, pixel_values):
+        model = AutoModel.from_pretrained(saved[1])
+        backbone = SparseJEPABackbone.from_pretrained(saved[1], out_indices=[0, 2])
+        hidden_states = model(pixel_values, output_hidden_states=True).hidden_states
+        output = backbone(pixel_values)
+        assert backbone.channels == [32, 32] and output.hidden_states is None
+        for index, feature_map in zip((0, 2), output.feature_maps, strict=True):
+            tokens = model.target_encoder.layernorm(hidden_states[index])
+            assert torch.equal(feature_map.flatten(2).transpose(1, 2), tokens)
+        assert torch.equal(output.feature_maps[1].flatten(2).transpose(1, 2), model(pixel_values).last_hidden_state)
+
+    def test_images_of_another_size_give_a_grid_of_their_own(self, saved, make_images):
+        maps = SparseJEPABackbone.from_pretrained(saved[1])(make_images(size=(48, 32))).feature_maps
+        assert [tuple(m.shape[1:]) for m in maps] == [(32, 12, 8)]
 
 
 class TestPipelines:

@@ -12,11 +12,31 @@ from typing import Any
 import pytest
 import torch
 
-from sparsejepa_hf import SparseJEPAForImageClassification, SparseJEPAForPreTraining
+from sparsejepa_hf import (
+    SparseJEPABackbone,
+    SparseJEPAForImageClassification,
+    SparseJEPAForPreTraining,
+    SparseJEPAModel,
+    SparseJEPAVisionModel,
+)
+from sparsejepa_hf.configuration_sparsejepa import AUTO_MAP
 
 
 CODE_FILES = {"configuration_sparsejepa.py", "modeling_sparsejepa.py"}
-AUTO_CLASSES = {"AutoConfig", "AutoModel", "AutoModelForPreTraining", "AutoModelForImageClassification"}
+AUTO_CLASSES = {
+    "AutoBackbone",
+    "AutoConfig",
+    "AutoModel",
+    "AutoModelForPreTraining",
+    "AutoModelForImageClassification",
+}
+EVERY_CLASS = (
+    SparseJEPABackbone,
+    SparseJEPAForImageClassification,
+    SparseJEPAForPreTraining,
+    SparseJEPAModel,
+    SparseJEPAVisionModel,
+)
 
 # Runs in a process of its own. An editable installation could put the package on any path: None in sys.modules
 # makes every import of it fail, wherever it lies.
@@ -170,8 +190,9 @@ class TestPublishedFiles:
                     roots = {name.split(".")[0] for name in names}
                     assert roots <= {"torch", "transformers", "huggingface_hub"} | sys.stdlib_module_names
 
-    def test_every_class_publishes_the_same_map(self, make_model, tmp_path):
+    @pytest.mark.parametrize("model_class", EVERY_CLASS)
+    def test_every_class_publishes_the_same_map(self, make_model, tmp_path, model_class):
         """A classifier's folder serves AutoModel too."""
-        make_model(SparseJEPAForImageClassification).save_pretrained(tmp_path)
+        make_model(model_class).save_pretrained(tmp_path)
         assert CODE_FILES <= {path.name for path in tmp_path.iterdir()}
-        assert set(json.loads((tmp_path / "config.json").read_text())["auto_map"]) == AUTO_CLASSES
+        assert json.loads((tmp_path / "config.json").read_text())["auto_map"] == AUTO_MAP

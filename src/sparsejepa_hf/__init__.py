@@ -9,7 +9,13 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+)
 
 from .configuration_sparsejepa import PRESETS, SparseJEPAConfig
 
@@ -18,6 +24,7 @@ if TYPE_CHECKING:
     from .data import load_image_dataset
     from .masking import MultiBlockMaskSampler
     from .modeling_sparsejepa import (
+        SparseJEPABackbone,
         SparseJEPAForImageClassification,
         SparseJEPAForPreTraining,
         SparseJEPAModel,
@@ -31,6 +38,7 @@ __version__ = "0.1.0"
 # Where the names that are imported later are defined.
 _HOMES = {
     "MultiBlockMaskSampler": "masking",
+    "SparseJEPABackbone": "modeling_sparsejepa",
     "SparseJEPAForImageClassification": "modeling_sparsejepa",
     "SparseJEPAForPreTraining": "modeling_sparsejepa",
     "SparseJEPAModel": "modeling_sparsejepa",
@@ -55,7 +63,8 @@ def __dir__() -> list[str]:
 
 AutoConfig.register(SparseJEPAConfig.model_type, SparseJEPAConfig, exist_ok=True)
 for _auto_class, _name in (
-    (AutoModel, "SparseJEPAModel"),
+    (AutoBackbone, "SparseJEPABackbone"),
+    (AutoModel, "SparseJEPAVisionModel"),
     (AutoModelForPreTraining, "SparseJEPAForPreTraining"),
     (AutoModelForImageClassification, "SparseJEPAForImageClassification"),
 ):
@@ -69,6 +78,7 @@ for _auto_class, _name in (
 __all__ = [
     "PRESETS",
     "MultiBlockMaskSampler",
+    "SparseJEPABackbone",
     "SparseJEPAConfig",
     "SparseJEPAForImageClassification",
     "SparseJEPAForPreTraining",

@@ -8,10 +8,17 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
-from transformers.utils import logging
+from transformers.backbone_utils import BackboneConfigMixin
 
 
-logger = logging.get_logger(__name__)
+# What trust_remote_code=True looks up in config.json, whichever of the classes wrote it.
+AUTO_MAP = {
+    "AutoConfig": "configuration_sparsejepa.SparseJEPAConfig",
+    "AutoModel": "modeling_sparsejepa.SparseJEPAVisionModel",
+    "AutoModelForPreTraining": "modeling_sparsejepa.SparseJEPAForPreTraining",
+    "AutoModelForImageClassification": "modeling_sparsejepa.SparseJEPAForImageClassification",
+    "AutoBackbone": "modeling_sparsejepa.SparseJEPABackbone",
+}
 
 # What PreTrainedConfig takes in addition to its dataclass fields.
 _BASE_ARGUMENTS = {
@@ -23,8 +30,11 @@ _BASE_ARGUMENTS = {
     "model_type",
     "name_or_path",
     "num_labels",
+    "out_features",
+    "out_indices",
     "output_attentions",
     "per_layer_config",
+    "quantization_config",
     "tie_last_hidden_states",
     "torch_dtype",
     # The stock Trainer writes it into every configuration.
@@ -120,7 +130,7 @@ def _pair(value: int | list[int] | tuple[int, int]) -> tuple[int, int]:
 
 
 @strict
-class SparseJEPAConfig(PreTrainedConfig):
+class SparseJEPAConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""Configuration of a SparseJEPA model (arXiv 2504.16140); the defaults are ViT-Tiny/4 at 32 pixels.
 
     The encoder's fields are those of transformers' `IJepaConfig`. One flat configuration describes both encoders, the
@@ -169,9 +179,13 @@ class SparseJEPAConfig(PreTrainedConfig):
         sparsity_mode (`str`, defaults to `"proximal"`): `"proximal"` (Ω is reported, and proximal steps after each
             optimizer step give exact zeros) or `"penalty"` (Ω is part of the loss, as the paper writes it).
         kl_weight (`float`, defaults to 0.0): β ≥ 0, weight of the KL term.
+        out_features (`list[str]`, *optional*): of `"stem"`, `"stage1"`, …: the feature maps of [`SparseJEPABackbone`];
+            the last layer's if not given.
+        out_indices (`list[int]`, *optional*): the same by number; 0 is the embeddings.
 
     Raises:
-        ValueError: for values that no model can have, and for unknown arguments.
+        ValueError: for values that no model can have, and for unknown arguments. A *file* may hold unknown keys, such
+            as those of a later version; they are kept as they are.
     """
 
     model_type = "sparsejepa"
@@ -215,6 +229,9 @@ class SparseJEPAConfig(PreTrainedConfig):
     sparsity_mode: str = "proximal"
     kl_weight: float | int = 0.0
 
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
     def __post_init__(self, **kwargs: Any) -> None:
         self._refuse_unknown(kwargs)
         if self.predictor_intermediate_size is None:
@@ -227,6 +244,9 @@ class SparseJEPAConfig(PreTrainedConfig):
         self._check_ranges()
         self._check_choices()
         self._check_divisibility()
+        self.set_output_features_output_indices(
+            out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
+        )
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -242,18 +262,42 @@ class SparseJEPAConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers; unknown keys of a file (from another version, say) are left out with a warning."""
-        unknown = cls._unknown(config_dict)
-        dropped = sorted(unknown - cls._misspelt(unknown))
-        if dropped:
-            logger.warning(f"Configuration keys that SparseJEPAConfig does not know are ignored: {dropped}.")
-        config_dict = {key: value for key, value in config_dict.items() if key not in dropped}
+        """As in transformers: what a file holds beyond the fields of this class is kept as it is.
+
+        Raises:
+            ValueError: the dictionary is the configuration of another family, or an override is unknown or impossible.
+        """
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise ValueError(
+                f"The configuration is one of a model of type {model_type!r}; expected {cls.model_type!r}. Nothing of "
+                "it was loaded. sparsejepa_hf.conversion makes a SparseJEPA model of I-JEPA and timm weights "
+                "(from_ijepa, from_timm); other families cannot be converted."
+            )
+        config_dict = dict(config_dict)
+        others = {key: config_dict.pop(key) for key in cls._unknown(config_dict)}
+        others |= {key: kwargs.pop(key) for key in others.keys() & kwargs.keys()}
         # Overrides go through the constructor, so that they are checked too; others may be meant for the model.
         for key in [key for key in kwargs if key in cls._field_names() and key != "dtype"] + list(
             cls._misspelt(cls._unknown(kwargs))
         ):
             config_dict[key] = kwargs.pop(key)
-        return super().from_dict(config_dict, **kwargs)
+        loaded = super().from_dict(config_dict, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        for key, value in others.items():
+            setattr(config, key, value)
+        return loaded
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; where a model has put its code beside the file, the file names every class of it."""
+        if getattr(self, "auto_map", None):
+            self.auto_map = dict(AUTO_MAP)
+        return super().save_pretrained(*args, **kwargs)
+
+    @property
+    def stage_names(self) -> list[str]:
+        """Names of the feature maps that a backbone has: the embeddings' and each layer's."""
+        return ["stem", *(f"stage{index}" for index in range(1, self.num_hidden_layers + 1))]
 
     @property
     def grid_size(self) -> tuple[int, int]:

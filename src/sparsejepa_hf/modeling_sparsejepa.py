@@ -14,20 +14,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .configuration_sparsejepa import SparseJEPAConfig
+from .configuration_sparsejepa import AUTO_MAP, SparseJEPAConfig
 
+
+logger = logging.get_logger(__name__)
 
 _INDEX_TYPES = (torch.int64, torch.int32)
 # On a CPU and up to this many tokens, plain products take about as long as PyTorch's fused attention in fp32,
 # depending on the CPU. In bf16's backward pass they take a tenth of its time.
 _PLAIN_CPU_TOKENS = 128
+# What adapters and pipelines pass to every model, also to one of images.
+_NOT_FOR_IMAGES = ("attention_mask", "input_ids", "inputs_embeds")
 
 
 @dataclass
@@ -155,6 +161,21 @@ def _cast_once(states: Tensor) -> Tensor:
     if states.dtype is torch.float32 and device_type != "meta" and torch.is_autocast_enabled(device_type):
         return states.to(torch.get_autocast_dtype(device_type))
     return states
+
+
+def _for_attention(options: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of a call without those that an image model can only take as None.
+
+    Raises:
+        ValueError: one of them is given.
+    """
+    for name in _NOT_FOR_IMAGES:
+        if options.get(name) is not None:
+            raise ValueError(
+                f"{name} is given, but this model sees images: all patches of all of them. Expected pixel_values "
+                "alone; pass None, or leave it out."
+            )
+    return {name: value for name, value in options.items() if name not in _NOT_FOR_IMAGES}
 
 
 def eager_attention_forward(
@@ -295,18 +316,19 @@ class SparseJEPALayer(GradientCheckpointingLayer):
 
 
 class SparseJEPAPatchEmbeddings(nn.Module):
-    """(B, C, H, W) -> (B, N, D), patches in row-major order: a strided convolution, computed as a matrix product."""
+    """(B, C, H, W) -> (B, N, D), patches in row-major order."""
 
     def __init__(self, config: SparseJEPAConfig):
         super().__init__()
-        self.patch_sides = config.patch_sides
-        self.projection = nn.Conv2d(config.num_channels, config.hidden_size, self.patch_sides, self.patch_sides)
+        self.projection = nn.Conv2d(config.num_channels, config.hidden_size, config.patch_sides, config.patch_sides)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        (patch_height, patch_width), weight = self.patch_sides, self.projection.weight
-        patches = pixel_values.unflatten(3, (-1, patch_width)).unflatten(2, (-1, patch_height))
-        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-        return F.linear(patches.to(weight.dtype), weight.flatten(1), self.projection.bias)
+        return self.projection(pixel_values.to(self.dtype)).flatten(2).transpose(1, 2)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that is computed in, told by the bias: quantisation leaves biases as they are."""
+        return cast(Tensor, self.projection.bias).dtype
 
 
 class SparseJEPAEmbeddings(nn.Module):
@@ -349,7 +371,7 @@ class SparseJEPAEmbeddings(nn.Module):
             positions = sincos_position_embeddings(config.hidden_size, grid, config.grid_size, positions.device)
         embeddings = self.patch_embeddings(pixel_values)
         # Positions in the weights' precision keep the residual stream there too, also under autocast.
-        embeddings = embeddings + positions.to(self.patch_embeddings.projection.weight.dtype)
+        embeddings = embeddings + positions.to(self.patch_embeddings.dtype)
         if context_mask is not None:
             embeddings = gather_tokens(embeddings, context_mask)
         return self.dropout(embeddings)
@@ -407,7 +429,7 @@ class SparseJEPATransformerPredictor(nn.Module):
         """h (B, Nc, D), `context_mask` (B, Nc), `target_mask` (B, M, Nt), positions (N, D_p) -> (B, M, Nt, D_p)."""
         num_context, num_blocks = context_mask.shape[1], target_mask.shape[1]
         context = self.embed(hidden_states)
-        positions = position_embeddings.to(self.embed.weight.dtype)
+        positions = position_embeddings.to(self.mask_token.dtype)
         context = context + positions[context_mask]
         blocks = self.mask_token + positions[target_mask]
         tokens = torch.cat([context, blocks.flatten(1, 2)], dim=1)
@@ -446,7 +468,7 @@ class SparseJEPAMLPPredictor(nn.Module):
     ) -> Tensor:
         """Shapes as in [`SparseJEPATransformerPredictor`]; `context_mask` does not matter here."""
         pooled = self.embed(hidden_states.mean(dim=1))
-        tokens = pooled[:, None, None] + position_embeddings.to(self.embed.weight.dtype)[target_mask]
+        tokens = pooled[:, None, None] + position_embeddings.to(self.layernorm.weight.dtype)[target_mask]
         for norm, layer in zip(self.norms, self.layers, strict=True):
             tokens = tokens + layer(norm(tokens))
         return self.layernorm(tokens)
@@ -634,38 +656,50 @@ class SparseJEPAPreTrainedModel(PreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.base_model.target_encoder.embeddings.patch_embeddings
 
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers. Loading makes every parameter trainable; the target encoder is frozen again here."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        for module in model.modules():
-            if isinstance(module, SparseJEPAModel):
-                module.target_encoder.requires_grad_(False)
-        return loaded
+    def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
+        self._complete_encoders(loading_info)
+        super()._adjust_missing_and_unexpected_keys(loading_info)
+
+    @torch.no_grad()
+    def _complete_encoders(self, loading_info: Any) -> None:
+        """Copies what one encoder lacks in the checkpoint from the other, and what both lack from the context's.
+
+        The target encoder is an average of the context encoder, so a side that stayed random would make the other's
+        weights worthless.
+        """
+        parameters = dict(self.named_parameters())
+        absent = loading_info.missing_keys | {key for key, *_ in loading_info.mismatched_keys}
+        completed = set()
+        for key in absent & parameters.keys():
+            is_target = "target_encoder." in key
+            sides = ("target_encoder.", "context_encoder.")
+            twin = key.replace(*(sides if is_target else sides[::-1]))
+            if twin == key or twin not in parameters or (twin in absent and not is_target):
+                continue
+            if parameters[twin].is_meta or parameters[key].is_meta:
+                continue
+            parameters[key].copy_(parameters[twin])
+            if twin not in absent:
+                completed.add(key)
+        if completed:
+            loading_info.missing_keys -= completed
+            logger.warning(
+                f"The checkpoint has one encoder; {len(completed)} weights of the other start as a copy of it."
+            )
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; the checkpoint also carries its code, under every class that can load it."""
-        if self._auto_class is not None:
-            self.config.auto_map = dict(AUTO_MAP)
+        self.config.auto_map = dict(AUTO_MAP)
         return super().save_pretrained(save_directory, *args, **kwargs)
-
-
-# What trust_remote_code=True looks up in config.json, whichever of the classes wrote it.
-AUTO_MAP = {
-    "AutoConfig": "configuration_sparsejepa.SparseJEPAConfig",
-    "AutoModel": "modeling_sparsejepa.SparseJEPAModel",
-    "AutoModelForPreTraining": "modeling_sparsejepa.SparseJEPAForPreTraining",
-    "AutoModelForImageClassification": "modeling_sparsejepa.SparseJEPAForImageClassification",
-}
 
 
 class SparseJEPAModel(SparseJEPAPreTrainedModel):
     """Context encoder, target encoder, predictor and grouping.
 
     Called with pixels alone it returns features of the target encoder; with `context_mask` and `target_mask` also the
-    targets and the predictor's output. The target encoder never requires a gradient and starts as a copy of the
-    context encoder.
+    targets, without gradient, and the predictor's output. The target encoder starts as a copy of the context encoder.
+    For features, and for fine-tuning, take [`SparseJEPAVisionModel`], which is what AutoModel loads: here a gradient
+    reaches one of the two encoders at a time.
     """
 
     _auto_class = "AutoModel"
@@ -675,7 +709,6 @@ class SparseJEPAModel(SparseJEPAPreTrainedModel):
         self.context_encoder = SparseJEPAEncoder(config)
         self.target_encoder = SparseJEPAEncoder(config)
         self.predictor = SparseJEPAPredictor(config)
-        self.target_encoder.requires_grad_(False)
         self.post_init()
         self.reset_target_encoder()
 
@@ -684,12 +717,6 @@ class SparseJEPAModel(SparseJEPAPreTrainedModel):
         """Makes the target encoder an exact copy of the context encoder."""
         for target, source in zip(self.target_encoder.parameters(), self.context_encoder.parameters(), strict=True):
             target.copy_(source)
-
-    def train(self, mode: bool = True) -> "SparseJEPAModel":
-        """As in torch, but the target encoder stays in evaluation mode: targets carry no dropout noise."""
-        super().train(mode)
-        self.target_encoder.eval()
-        return self
 
     @can_return_tuple
     @capture_outputs(tie_last_hidden_states=False)
@@ -702,7 +729,7 @@ class SparseJEPAModel(SparseJEPAPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         latent_noise: Tensor | None = None,
         output_group_activations: bool = False,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> SparseJEPAModelOutput:
         """Runs the encoders and, with both masks, the predictor.
 
@@ -736,17 +763,18 @@ class SparseJEPAModel(SparseJEPAPreTrainedModel):
                     f"{pixel_values.shape[0]}; expected integer patch indices of shape {shape}, as "
                     "MultiBlockMaskSampler returns them."
                 )
+        options = _for_attention(kwargs)
         targets, context, prediction = None, None, None
         with torch.set_grad_enabled(torch.is_grad_enabled() and target_mask is None):
             hidden_states = self.target_encoder(
-                pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+                pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **options
             )
             if target_mask is not None:
                 targets = gather_tokens(hidden_states, target_mask).float()
                 if self.config.target_normalization == "layer_norm":
                     targets = F.layer_norm(targets, targets.shape[-1:], eps=self.config.layer_norm_eps)
         if context_mask is not None:
-            context = self.context_encoder(pixel_values, context_mask, interpolate_pos_encoding, **kwargs)
+            context = self.context_encoder(pixel_values, context_mask, interpolate_pos_encoding, **options)
             if target_mask is not None and not skip_predictor:
                 patch = self.config.patch_sides
                 prediction = self.predictor(
@@ -756,7 +784,7 @@ class SparseJEPAModel(SparseJEPAPreTrainedModel):
                     grid_size=(pixel_values.shape[2] // patch[0], pixel_values.shape[3] // patch[1]),
                     latent_noise=latent_noise,
                     output_group_activations=output_group_activations,
-                    **kwargs,
+                    **options,
                 )
         return SparseJEPAModelOutput(
             last_hidden_state=hidden_states,
@@ -819,7 +847,11 @@ class SparseJEPAModel(SparseJEPAPreTrainedModel):
 
 
 class SparseJEPAForPreTraining(SparseJEPAPreTrainedModel):
-    """[`SparseJEPAModel`] with the loss L = L_pred(ŝ, s) + β·KL + λ·Ω(W) and its parts."""
+    """[`SparseJEPAModel`] with the loss L = L_pred(ŝ, s) + β·KL + λ·Ω(W) and its parts.
+
+    The target encoder is frozen here: it follows the context encoder as a moving average, which the Trainer computes,
+    and stays in evaluation mode, so that targets carry no dropout noise.
+    """
 
     # The loss is a mean over the batch, so the Trainer must divide it by the accumulation steps itself.
     accepts_loss_kwargs = False
@@ -830,6 +862,25 @@ class SparseJEPAForPreTraining(SparseJEPAPreTrainedModel):
         super().__init__(config)
         self.sparsejepa = SparseJEPAModel(config)
         self.post_init()
+        self.freeze_target_encoder()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers. Loading makes every parameter trainable; the target encoder is frozen again here."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.freeze_target_encoder()
+        return loaded
+
+    def freeze_target_encoder(self) -> None:
+        """Takes the target encoder out of training by gradients."""
+        self.sparsejepa.target_encoder.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "SparseJEPAForPreTraining":
+        """As in torch, but the target encoder stays in evaluation mode."""
+        super().train(mode)
+        self.sparsejepa.target_encoder.eval()
+        return self
 
     @property
     def group_weight(self) -> nn.Parameter | None:
@@ -849,7 +900,7 @@ class SparseJEPAForPreTraining(SparseJEPAPreTrainedModel):
         latent_noise: Tensor | None = None,
         output_group_activations: bool = False,
         return_loss: bool = True,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> SparseJEPAForPreTrainingOutput:
         """Computes the loss; shapes as in [`SparseJEPAModel.forward`].
 
@@ -906,9 +957,11 @@ class SparseJEPAForPreTraining(SparseJEPAPreTrainedModel):
 
 
 class SparseJEPAVisionModel(SparseJEPAPreTrainedModel):
-    """The target encoder alone, loaded from the same checkpoint at half the memory or less."""
+    """The target encoder alone, from any checkpoint of the family; what AutoModel loads. Every weight is trainable."""
 
-    _keys_to_ignore_on_load_unexpected = [r"(^|\.)context_encoder\.", r"(^|\.)predictor\."]
+    _keys_to_ignore_on_load_unexpected = [r"(^|\.)context_encoder\.", r"(^|\.)predictor\.", r"^classifier\."]
+
+    _auto_class = "AutoModel"
 
     def __init__(self, config: SparseJEPAConfig):
         super().__init__(config)
@@ -918,11 +971,45 @@ class SparseJEPAVisionModel(SparseJEPAPreTrainedModel):
     @can_return_tuple
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
-        self, pixel_values: Tensor, interpolate_pos_encoding: bool = False, **kwargs: Any
+        self, pixel_values: Tensor, interpolate_pos_encoding: bool = False, **kwargs: Unpack[TransformersKwargs]
     ) -> BaseModelOutputWithPooling:
         """(B, C, H, W) -> `last_hidden_state` (B, N, D) and its mean `pooler_output` (B, D)."""
-        hidden_states = self.target_encoder(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        hidden_states = self.target_encoder(
+            pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **_for_attention(kwargs)
+        )
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states.mean(dim=1))
+
+
+class SparseJEPABackbone(BackboneMixin, SparseJEPAPreTrainedModel):
+    """The target encoder as a backbone: maps of its layers, for transformers' detection and segmentation heads.
+
+    The configuration's `out_features` or `out_indices` choose the layers. Images of any size that the patches divide
+    are taken, with sin-cos positions for their grid.
+    """
+
+    _keys_to_ignore_on_load_unexpected = SparseJEPAVisionModel._keys_to_ignore_on_load_unexpected
+
+    _auto_class = "AutoBackbone"
+
+    def __init__(self, config: SparseJEPAConfig):
+        super().__init__(config)
+        self.num_features = [config.hidden_size] * len(config.stage_names)
+        self.sparsejepa = SparseJEPAVisionModel(config)
+        self.post_init()
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    def forward(self, pixel_values: Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
+        """(B, C, H, W) -> `feature_maps`, one (B, D, rows, columns) a layer asked for, through the final norm."""
+        outputs = self.sparsejepa(pixel_values, interpolate_pos_encoding=True, **kwargs)
+        rows = pixel_values.shape[2] // self.config.patch_sides[0]
+        norm = self.sparsejepa.target_encoder.layernorm
+        maps = tuple(
+            norm(states).unflatten(1, (rows, -1)).permute(0, 3, 1, 2).contiguous()
+            for stage, states in zip(self.stage_names, outputs.hidden_states, strict=True)
+            if stage in self.out_features
+        )
+        return BackboneOutput(feature_maps=maps, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
 
 
 class SparseJEPAForImageClassification(SparseJEPAPreTrainedModel):
@@ -931,7 +1018,7 @@ class SparseJEPAForImageClassification(SparseJEPAPreTrainedModel):
     # The loss is a mean over the batch, so the Trainer must divide it by the accumulation steps itself.
     accepts_loss_kwargs = False
 
-    _keys_to_ignore_on_load_unexpected = SparseJEPAVisionModel._keys_to_ignore_on_load_unexpected
+    _keys_to_ignore_on_load_unexpected = SparseJEPAVisionModel._keys_to_ignore_on_load_unexpected[:2]
 
     _auto_class = "AutoModelForImageClassification"
 
@@ -948,7 +1035,7 @@ class SparseJEPAForImageClassification(SparseJEPAPreTrainedModel):
         pixel_values: Tensor,
         labels: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> ImageClassifierOutput:
         """(B, C, H, W) -> `logits` (B, num_labels), and `loss` if `labels` (B,) are given."""
         outputs = self.sparsejepa(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
@@ -962,6 +1049,7 @@ class SparseJEPAForImageClassification(SparseJEPAPreTrainedModel):
 
 
 __all__ = [
+    "SparseJEPABackbone",
     "SparseJEPAForImageClassification",
     "SparseJEPAForPreTraining",
     "SparseJEPAForPreTrainingOutput",

@@ -44,7 +44,7 @@ _TIMM = "timm/"
 _HALF = (0.5, 0.5, 0.5)
 _NUM_LAST_BLOCKS = 4
 _FAMILY = (SparseJEPAModel, SparseJEPAVisionModel)
-_TARGET_ONLY = ("SparseJEPAVisionModel", "SparseJEPAForImageClassification")
+_TARGET_ONLY = ("SparseJEPABackbone", "SparseJEPAForImageClassification", "SparseJEPAVisionModel")
 # What a configuration says about its file instead of about the model.
 _NOT_OF_THE_MODEL = ("_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version")
 
