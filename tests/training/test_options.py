@@ -148,7 +148,7 @@ CONFIG_VALUES = {
     "sparsity_mode": "penalty",
     "kl_weight": 0.25,
 }
-OWN_FIELDS = {name for name in SparseJEPAConfig.__annotations__ if name != "model_type"}
+OWN_FIELDS = {name for name in SparseJEPAConfig.__annotations__ if name != "model_type" and name[0] != "_"}
 
 
 def test_the_values_above_cover_every_field_of_the_configuration():
