@@ -3,6 +3,7 @@
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -47,6 +48,48 @@ def load(tmp_path):
         return load_image_dataset(source, *args, cache_dir=tmp_path / "cache", **options)
 
     return call
+
+
+class TestFoldersOfEveryKind:
+    """What torchvision's ImageFolder finds is found here too, and what is left out is told."""
+
+    def test_links_and_names_with_underscores(self, tmp_path, load):
+        write_images(tmp_path / "pool" / "cat", [1, 2])
+        write_images(tmp_path / "mine" / "train" / "__background__", [3])
+        write_images(tmp_path / "mine" / "train" / "ant", [4])
+        (tmp_path / "mine" / "train" / "cat").symlink_to(tmp_path / "pool" / "cat")
+        # A link to a folder above itself must not be followed for ever.
+        (tmp_path / "mine" / "train" / "ant" / "again").symlink_to(tmp_path / "mine")
+        dataset = load(tmp_path / "mine")
+        assert dataset.features["label"].names == ["__background__", "ant", "cat"]
+        assert sorted(levels_of(dataset)) == [1, 2, 3, 4]
+        (tmp_path / "links" / "test").mkdir(parents=True)
+        (tmp_path / "links" / "test" / "cat").symlink_to(tmp_path / "pool" / "cat")
+        assert sorted(levels_of(load(tmp_path / "links", "test"))) == [1, 2]
+
+    def test_what_is_left_out_is_counted_and_named(self, tmp_path, load, monkeypatch):
+        said = []
+        monkeypatch.setattr(loading.logger, "warning", said.append)
+        write_images(tmp_path / "mine", [1])
+        load(tmp_path / "mine")
+        assert not said
+        for name in ("b.heic", "c.heic", "notes.txt", ".hidden"):
+            (tmp_path / "mine" / name).write_text("")
+        assert len(load(tmp_path / "mine")) == 1
+        assert "3 of the 4 files" in said[0] and ".heic: 2, .txt: 1" in said[0]
+
+    def test_a_folder_that_cannot_be_read_is_named(self, tmp_path, load, monkeypatch):
+        write_images(tmp_path / "mine" / "locked", [1])
+        real = os.scandir
+
+        def deny(path):
+            if str(path).endswith("locked"):
+                raise PermissionError(13, "Permission denied", str(path))
+            return real(path)
+
+        monkeypatch.setattr(os, "scandir", deny)
+        with pytest.raises(PermissionError, match="locked' cannot be read"):
+            load(tmp_path / "mine")
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -3,7 +3,9 @@
 
 import glob
 import json
+import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,9 +23,12 @@ from datasets import (
     load_from_disk,
 )
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from transformers.utils import logging
 
 from .scenes import build_scenes
 
+
+logger = logging.get_logger(__name__)
 
 SYNTHETIC_SCENES, TEXTURED_SCENES = "synthetic-scenes", "textured-scenes"
 # The style of each built-in data set.
@@ -36,6 +41,8 @@ _SPLIT_OF_WORD = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
+# What `datasets` reads beside images.
+_METADATA_NAMES = ("metadata.csv", "metadata.jsonl")
 _SHARD_NAME = re.compile(r"(?P<split>\w+(?:[.-]\w+)*?)-\d+-of-\d+")
 _BYTES_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 _LABEL_NAMES = ("label", "labels", "fine_label", "coarse_label", "cls", "count")
@@ -198,9 +205,31 @@ def _load_folder(folder: Path, split: str, options: dict[str, Any]) -> AnyDatase
         if not json.loads((saved / "state.json").read_text(encoding="utf-8"))["_data_files"]:
             raise ValueError(f"The saved data set {str(saved)!r} is empty; expected at least one example.")
         return load_from_disk(str(saved))
-    inside = (path.relative_to(folder) for path in folder.rglob("*"))
-    files = sorted(folder / path for path in inside if not any(part.startswith(".") for part in path.parts))
-    return _load_files(files, folder, split, options, is_folder=True)
+    return _load_files(_files_below(folder), folder, split, options, is_folder=True)
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """All files of a folder, through links to folders too; what begins with a dot is hidden.
+
+    Raises:
+        PermissionError: a folder cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise PermissionError(
+            f"The folder {error.filename!r} cannot be read ({error.strerror}), so its images would be missing. Give "
+            "read permission, or move it out of the data set."
+        ) from error
+
+    files = []
+    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        above = [Path(place).resolve(), *Path(place).resolve().parents]
+        # A link to a folder above itself would never end.
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and Path(place, name).resolve() not in above
+        )
+        files += [Path(place, name) for name in names if not name.startswith(".")]
+    return sorted(files)
 
 
 def _load_glob(pattern: Path, split: str, options: dict[str, Any]) -> AnyDataset:
@@ -222,6 +251,7 @@ def _load_files(files: list[Path], root: Path, split: str, options: dict[str, An
             f"{str(root)!r} mixes files for {' and '.join(kinds)}; expected one kind. Choose with a glob pattern, "
             f"for example {str(root / '**/*.parquet')!r}."
         )
+    _tell_left_out(files, kinds[0], root)
     by_split = _split_files(files, root, kinds[0], is_folder)
     base, bracket, slicing = split.partition("[")
     if not is_folder and len(by_split) == 1:
@@ -231,14 +261,28 @@ def _load_files(files: list[Path], root: Path, split: str, options: dict[str, An
     return load_dataset(kinds[0], data_files={chosen: by_split[chosen]}, split=split, **options)
 
 
+def _tell_left_out(files: list[Path], builder: str, root: Path) -> None:
+    others = [p for p in files if p.suffix.lower() not in _BUILDER_OF_SUFFIX and p.name not in _METADATA_NAMES]
+    if others:
+        kinds = Counter(path.suffix.lower() or "no suffix" for path in others)
+        counts = ", ".join(f"{kind}: {count}" for kind, count in kinds.most_common(5))
+        logger.warning(
+            f"{len(others)} of the {len(files)} files in {str(root)!r} are left out, since they are not read as "
+            f"{builder} ({counts}). The first is {str(others[0])!r}."
+        )
+
+
 def _split_files(files: list[Path], root: Path, builder: str, is_folder: bool) -> dict[str, list[str]]:
     """Paths or glob patterns by split."""
     files = [path for path in files if _BUILDER_OF_SUFFIX.get(path.suffix.lower()) == builder]
     by_split: dict[str, list[str]] = {}
     if builder == "imagefolder" and is_folder:
         # Given the folder alone, `datasets` reads splits from any image name with "train" or "test" in it.
-        for folder, split in _split_folders(files, root).items():
-            by_split.setdefault(split, []).append(f"{glob.escape(str(folder.absolute()))}/**")
+        # One pattern a folder: under `**` it would pass over links and over folders that begin with "__".
+        roots = _split_folders(files, root)
+        for folder in sorted({path.parent for path in files}):
+            split = next(split for top, split in roots.items() if top == folder or top in folder.parents)
+            by_split.setdefault(split, []).append(f"{glob.escape(str(folder.absolute()))}/*")
         return by_split
     for path in files:
         split = "train" if builder == "imagefolder" else _split_of_data_file(path.relative_to(root))
