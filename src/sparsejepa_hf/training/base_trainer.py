@@ -3,14 +3,17 @@
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
+import datasets
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, Trainer, ViTImageProcessor
 from transformers.image_utils import PILImageResampling
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from ..counter_rng import stream_keys
 from ..data import BatchAugmentation, StreamingImageDataset, collate_images, normalize_images
@@ -35,46 +38,55 @@ class ImageTrainer(Trainer):
     of processes or accumulation steps, nor on an interruption. A loss or a weight that is not finite ends the run
     before it is saved.
 
+    Arguments stand in `Trainer`'s order.
+
     Args:
-        model: an instance of `model_class`.
-        args: an instance of `arguments_class`.
+        model: an instance of `model_class`; or leave it out and give `model_init`.
+        args: an instance of `arguments_class`; default: one that writes into "tmp_trainer", as in `Trainer`.
+        data_collator: stacks examples; default: the function of [`collate_images`] or, in pre-training,
+            [`collate_pixels`].
         train_dataset: examples {"pixel_values": uint8 (C, S, S)}, which are augmented and normalised here, or float
-            (C, H, W), which are used as they are.
+            (C, H, W), which are used as they are. [`collate_images`] says what else an example can be.
         eval_dataset: held-out examples, never augmented; none is left out of an evaluation.
         processing_class: image processor, saved with the checkpoint; its `image_mean` and `image_std` normalise.
-        data_collator: stacks examples; default: [`collate_images`].
+        model_init: makes a new model for each `train()` and each trial of `hyperparameter_search`. What depends on the
+            model and its options, such as `augmentation`, is then made anew too.
         kwargs: as for `Trainer`.
 
     Raises:
-        TypeError: `model` or `args` is of another class.
+        TypeError: the model or `args` is of another class.
         ValueError: arguments do not fit together, or a data set is not one of images.
     """
 
     model_class: ClassVar[type[PreTrainedModel]]
     arguments_class: ClassVar[type[ImageTrainingArguments]]
+    default_collator = staticmethod(collate_images)
     # The loss is a mean over the batch.
     loss_is_scaled_for_ga = False
     non_finite_advice = "Try a smaller learning_rate, a longer warmup_steps, or fp32 instead of fp16."
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        args: ImageTrainingArguments,
+        model: PreTrainedModel | None = None,
+        args: ImageTrainingArguments | None = None,
+        data_collator: Callable[[list[Any]], dict[str, Tensor]] | None = None,
         train_dataset: Dataset | None = None,
-        eval_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
         processing_class: Any | None = None,
-        data_collator: Callable[[list[dict[str, Any]]], dict[str, Tensor]] | None = None,
+        model_init: Callable[..., PreTrainedModel] | None = None,
         **kwargs: Any,
     ) -> None:
-        for name, value, expected in (("model", model, self.model_class), ("args", args, self.arguments_class)):
-            if not isinstance(value, expected):
-                raise TypeError(f"{name} is a {type(value).__name__}; expected {expected.__name__}.")
+        args = self.arguments_class("tmp_trainer") if args is None else args
+        _require_kind("args", args, self.arguments_class)
+        if model is not None:
+            _require_kind("model", model, self.model_class)
         if args.n_gpu > 1:
             raise ValueError(
                 f"One process sees {args.n_gpu} GPUs; expected one process a GPU. Start with `accelerate launch` or "
                 "`python -m torch.distributed.run`, or show it one GPU with CUDA_VISIBLE_DEVICES=0."
             )
-        for dataset in (train_dataset, eval_dataset):
+        heldout = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
+        for dataset in (train_dataset, *heldout):
             _require_pixel_values(dataset)
         if isinstance(train_dataset, StreamingImageDataset) and not train_dataset.repeat:
             raise ValueError(
@@ -84,15 +96,40 @@ class ImageTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
+            data_collator=data_collator or self.default_collator,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            processing_class=processing_class or image_processor(model.config.image_sides),
-            data_collator=data_collator or collate_images,
+            processing_class=processing_class,
+            model_init=model_init,
             **kwargs,
         )
-        self.augmentation = self._build_augmentation()
+        self._makes_processor = processing_class is None
         self._slot_step, self._next_slot = -1, 0
         self._operations: dict[int, int] = {}
+        self._fit_to_model()
+
+    def _fit_to_model(self) -> None:
+        """Makes what depends on the model and its options: at first, and again where `model_init` makes the model."""
+        config = self.model.config
+        if self._makes_processor:
+            half = [0.5] * config.num_channels
+            self.processing_class = image_processor(config.image_sides, half, half)
+            self.callback_handler.processing_class = self.processing_class
+        for name in ("image_mean", "image_std"):
+            values = getattr(self.processing_class, name, None)
+            if not isinstance(values, Sequence) or len(values) != config.num_channels:
+                raise ValueError(
+                    f"The image processor's {name} is {values}, and the model's num_channels {config.num_channels}; "
+                    "expected one number a channel. Give processing_class=image_processor(config.image_sides, "
+                    "image_mean, image_std)."
+                )
+        self.augmentation = self._build_augmentation()
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """As in `Trainer`, for models of `model_class` alone."""
+        model = super().call_model_init(trial)
+        _require_kind("The model that model_init makes", model, self.model_class)
+        return model
 
     def _build_augmentation(self) -> BatchAugmentation | None:
         (height, width), args = self.model.config.image_sides, self.args
@@ -198,20 +235,26 @@ class ImageTrainer(Trainer):
         choice = {"true": True, "false": None}.get(str(resume_from_checkpoint).lower(), resume_from_checkpoint)
         if choice is True:
             choice = last_complete_checkpoint(self.args.output_dir)
-        self._require_a_batch()
         on_cpu = self.args.device.type == "cpu"
         if on_cpu and self.accelerator.mixed_precision == "bf16" and self.is_world_process_zero():
             warn_of_slow_bf16()
-        self._slot_step = -1
-        self._operations.clear()
         output = super().train(resume_from_checkpoint=choice, **kwargs)
         # Each process knows its own mean; all must judge the same one.
         loss = torch.tensor(output.training_loss, device=self.args.device)
         self._require_finite(float(self._average(loss)))
         return output
 
-    def _require_a_batch(self) -> None:
-        wanted = self.args.train_batch_size * self.args.world_size
+    def _inner_training_loop(self, batch_size: int | None = None, *args: Any, **kwargs: Any) -> Any:
+        # A run begins here, also one that begins again with a smaller batch (`auto_find_batch_size`).
+        if self.model_init is not None:
+            self._fit_to_model()
+        self._require_a_batch(self._train_batch_size if batch_size is None else batch_size)
+        self._slot_step = -1
+        self._operations.clear()
+        return super()._inner_training_loop(batch_size, *args, **kwargs)
+
+    def _require_a_batch(self, batch_size: int) -> None:
+        wanted = batch_size * self.args.world_size
         if self.args.dataloader_drop_last and hasattr(self.train_dataset, "__len__"):
             if len(self.train_dataset) < wanted:
                 raise ValueError(
@@ -221,6 +264,8 @@ class ImageTrainer(Trainer):
                 )
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # A state that was resumed tells the batch of the run before.
+        self.state.train_batch_size = self._train_batch_size
         # A finished run that is resumed amid an epoch would train one step more.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
@@ -278,6 +323,12 @@ class ImageTrainer(Trainer):
         self._require_finite_weights()
         super().save_model(*args, **kwargs)
 
+    def _save(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
+        super()._save(output_dir, *args, **kwargs)
+        if self.args.should_save:
+            # A pickle that nothing reads.
+            Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
 
 def image_processor(
     image_sides: tuple[int, int],
@@ -305,10 +356,17 @@ def image_processor(
     )
 
 
-def _require_pixel_values(dataset: Dataset | None) -> None:
+def _require_kind(name: str, value: Any, expected: type) -> None:
+    if not isinstance(value, expected):
+        raise TypeError(f"{name} is a {type(value).__name__}; expected {expected.__name__}.")
+
+
+def _require_pixel_values(dataset: Any) -> None:
     columns = getattr(dataset, "column_names", None)
-    if columns is not None and "pixel_values" not in columns:
+    # What `with_transform` makes of its columns is seen in a batch.
+    is_transformed = isinstance(dataset, datasets.Dataset) and dataset.format["type"] == "custom"
+    if columns is not None and "pixel_values" not in columns and not is_transformed:
         raise ValueError(
             f"The data set given has the columns {columns}; expected examples with 'pixel_values'. Wrap it: "
-            "build_image_dataset(load_image_dataset(dataset), config.image_size)."
+            "build_image_dataset(load_image_dataset(dataset), config.image_size); or make them by with_transform."
         )
