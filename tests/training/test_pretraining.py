@@ -487,9 +487,7 @@ class TestDataOnDevice:
         dataset = build_image_dataset(load_image_dataset("synthetic-scenes", max_examples=32), 16, cache=True)
         arguments = SparseJEPATrainingArguments(str(tmp_path), use_cpu=True, report_to="none", data_on_device=True)
         with pytest.raises(ValueError, match="one or the other"):
-            SparseJEPATrainer(
-                SparseJEPAForPreTraining(make_small_config()), arguments, dataset, data_collator=collate_images
-            )
+            SparseJEPATrainer(SparseJEPAForPreTraining(make_small_config()), arguments, collate_images, dataset)
 
     def test_images_that_are_not_in_memory_are_refused(self, make_trainer, make_dataset):
         scenes = build_image_dataset(load_image_dataset("synthetic-scenes", max_examples=32), 16, cache=False)

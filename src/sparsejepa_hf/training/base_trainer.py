@@ -61,6 +61,7 @@ class ImageTrainer(Trainer):
     model_class: ClassVar[type[PreTrainedModel]]
     arguments_class: ClassVar[type[ImageTrainingArguments]]
     default_collator = staticmethod(collate_images)
+    train_dataset: Any
     # The loss is a mean over the batch.
     loss_is_scaled_for_ga = False
     non_finite_advice = "Try a smaller learning_rate, a longer warmup_steps, or fp32 instead of fp16."
