@@ -337,8 +337,9 @@ def test_the_bank_lies_on_the_gpu_when_neighbours_are_looked_for(make_trainer, m
     monkeypatch.setattr(monitors, "knn_accuracy", lambda bank, *sets, k: found.append(bank.device.type) or 0.0)
     trainer = make_trainer()
     monitor = KNNMonitor(make_dataset(8), make_dataset(8), trainer.normalize, lambda logs: None)
-    args = SimpleNamespace(device=torch.device("cuda"), knn_k=3, knn_max_examples=8)
+    args = SimpleNamespace(device=torch.device("cuda"), knn_k=3)
     monkeypatch.setattr(monitors, "extract_features", lambda encoder, images, preprocess: torch.zeros(len(images), 4))
+    monitor._sets = [(torch.zeros(8, 3, 16, 16, dtype=torch.uint8), torch.zeros(8, dtype=torch.int64))] * 2
     with FakeTensorMode(allow_non_fake_inputs=True):
         monitor._measure(args, trainer.model)
     assert found == ["cuda"]
