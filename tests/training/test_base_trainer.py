@@ -263,6 +263,8 @@ def test_model_init_begins_each_run_from_the_weights_of_the_seed(make_trainer, m
     assert all(torch.equal(other[name], weight) for other in found[1:] for name, weight in found[0].items())
     with pytest.raises(ValueError, match="not both"):
         SparseJEPATrainer(trainer.model, trainer.args, model_init=fresh)
+    with pytest.raises(ValueError, match="SparseJEPATrainer makes its own loss.*Override compute_loss"):
+        SparseJEPATrainer(trainer.model, trainer.args, compute_loss_func=lambda *_: 0)
     with pytest.raises(RuntimeError, match="either a `model` or `model_init`"):
         SparseJEPATrainer(args=trainer.args)
     with pytest.raises(TypeError, match="The model that model_init makes is a Linear; expected SparseJEPAForPreTr"):

@@ -81,6 +81,11 @@ class ImageTrainer(Trainer):
         _require_kind("args", args, self.arguments_class)
         if model is not None:
             _require_kind("model", model, self.model_class)
+        if kwargs.get("compute_loss_func") is not None:
+            raise ValueError(
+                f"compute_loss_func is given, but {type(self).__name__} makes its own loss; expected none. Override "
+                "compute_loss in a subclass instead."
+            )
         if args.n_gpu > 1:
             raise ValueError(
                 f"One process sees {args.n_gpu} GPUs; expected one process a GPU. Start with `accelerate launch` or "
@@ -107,9 +112,9 @@ class ImageTrainer(Trainer):
         self._makes_processor = processing_class is None
         self._slot_step, self._next_slot = -1, 0
         self._operations: dict[int, int] = {}
-        self._fit_to_model()
+        self.fit_to_model()
 
-    def _fit_to_model(self) -> None:
+    def fit_to_model(self) -> None:
         """Makes what depends on the model and its options: at first, and again where `model_init` makes the model."""
         config = self.model.config
         if self._makes_processor:
@@ -248,7 +253,7 @@ class ImageTrainer(Trainer):
     def _inner_training_loop(self, batch_size: int | None = None, *args: Any, **kwargs: Any) -> Any:
         # A run begins here, also one that begins again with a smaller batch (`auto_find_batch_size`).
         if self.model_init is not None:
-            self._fit_to_model()
+            self.fit_to_model()
         self._require_a_batch(self._train_batch_size if batch_size is None else batch_size)
         self._slot_step = -1
         self._operations.clear()

@@ -160,8 +160,9 @@ class FineTuningTrainer(ImageTrainer):
     ) -> None:
         super().__init__(*args, compute_metrics=compute_metrics or classification_metrics, **kwargs)
 
-    def _fit_to_model(self) -> None:
-        super()._fit_to_model()
+    def fit_to_model(self) -> None:
+        """As in the base class, and freezes the encoder if that is asked for."""
+        super().fit_to_model()
         args = self.args
         if args.freeze_encoder:
             self.model.sparsejepa.requires_grad_(False)

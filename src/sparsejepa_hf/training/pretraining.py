@@ -73,8 +73,9 @@ class SparseJEPATrainer(ImageTrainer):
             self._keep_on_device()
         self._add_callbacks(knn_datasets)
 
-    def _fit_to_model(self) -> None:
-        super()._fit_to_model()
+    def fit_to_model(self) -> None:
+        """As in the base class, with masks; the target encoder is frozen."""
+        super().fit_to_model()
         args = self.args
         # It follows the context encoder, and the optimizer never sees it.
         self.model.sparsejepa.target_encoder.requires_grad_(False)
