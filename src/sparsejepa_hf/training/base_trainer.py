@@ -2,18 +2,18 @@
 """What pre-training and fine-tuning share of a Trainer: images, their places in a step, resuming, finite losses."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
-from transformers import PreTrainedModel, Trainer, ViTImageProcessor
-from transformers.image_utils import PILImageResampling
+from transformers import PreTrainedModel, Trainer
 
 from ..counter_rng import stream_keys
 from ..data import BatchAugmentation, StreamingImageDataset, collate_images, normalize_images
+from ..image_processing_sparsejepa import image_processor
 from .arguments import ImageTrainingArguments
 from .callbacks import TrainingCallback
 from .checkpoints import last_complete_checkpoint
@@ -277,32 +277,6 @@ class ImageTrainer(Trainer):
         """As in `Trainer`, if the weights are finite."""
         self._require_finite_weights()
         super().save_model(*args, **kwargs)
-
-
-def image_processor(
-    image_sides: tuple[int, int],
-    image_mean: Sequence[float] = (0.5, 0.5, 0.5),
-    image_std: Sequence[float] = (0.5, 0.5, 0.5),
-) -> ViTImageProcessor:
-    """What held-out images go through here: RGB, short side to the model's, centre crop, normalisation.
-
-    The long side may be rounded to another pixel than [`data.resize_to_square`] rounds it to.
-
-    Args:
-        image_sides: height and width of the model's images, in pixels.
-        image_mean: of each channel, on the scale from 0 to 1.
-        image_std: of each channel, on the same scale.
-    """
-    height, width = image_sides
-    return ViTImageProcessor(
-        do_convert_rgb=True,
-        size={"shortest_edge": height} if height == width else {"height": height, "width": width},
-        resample=PILImageResampling.BICUBIC,
-        do_center_crop=height == width,
-        crop_size={"height": height, "width": width},
-        image_mean=list(image_mean),
-        image_std=list(image_std),
-    )
 
 
 def _require_pixel_values(dataset: Dataset | None) -> None:
