@@ -125,11 +125,7 @@ class SparseJEPAImageProcessor(PilBackend):
         )
         if as_in_training:
             do_resize = do_center_crop = False
-            side = size.shortest_edge
-            images = [
-                np.stack([np.asarray(fit_to_square(Image.fromarray(channel), side)) for channel in image])
-                for image in images
-            ]
+            images = [_square(image, size.shortest_edge) for image in images]
         return super()._preprocess(
             images,
             do_resize=do_resize,
@@ -166,6 +162,14 @@ def image_processor(
         image_mean=None if image_mean is None else list(image_mean),
         image_std=None if image_std is None else list(image_std),
     )
+
+
+def _square(image: np.ndarray, side: int) -> np.ndarray:
+    """The central square of uint8 (C, H, W), as uint8 (C, side, side)."""
+    if len(image) == 3:
+        # At once, which gives the same and takes half the time.
+        return np.moveaxis(np.asarray(fit_to_square(Image.fromarray(np.moveaxis(image, 0, -1)), side)), -1, 0)
+    return np.stack([np.asarray(fit_to_square(Image.fromarray(channel), side)) for channel in image])
 
 
 def _channels_last(
