@@ -17,7 +17,7 @@ from PIL import Image, ImageCms, ImageOps
 
 _ORIENTATION_TAG = 0x0112
 # How an image comes upright, by its EXIF orientation.
-_TURNS = {
+_TURNS: dict[Any, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,

@@ -20,7 +20,7 @@ from .image_decoding_sparsejepa import UndecodableImageError, fit_to_square, rea
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
-class SparseJEPAImageProcessorKwargs(ImagesKwargs, total=False):
+class SparseJEPAImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     """The options of transformers' image processors, and the number of channels of the model."""
 
     num_channels: int | None
@@ -45,7 +45,7 @@ class SparseJEPAImageProcessor(PilBackend):
         do_convert_rgb (`bool`, defaults to `True`): whether to decode as described. Without it, PIL's and the array's
             own values are taken, as in transformers.
         kwargs: as for transformers' image processors. `image_mean` and `image_std`, on the scale from 0 to 1, have
-            `num_channels` values, by default 0.5.
+            `num_channels` values, by default 0.5. `crop_size` is by default what `size` says.
     """
 
     _auto_class = "AutoImageProcessor"
@@ -54,11 +54,10 @@ class SparseJEPAImageProcessor(PilBackend):
     num_channels = 3
     do_convert_rgb = True
     do_resize = True
-    size = {"shortest_edge": 32}
+    size: Any = {"shortest_edge": 32}
     default_to_square = False
     resample = PILImageResampling.BICUBIC
     do_center_crop = True
-    crop_size = {"height": 32, "width": 32}
     do_rescale = True
     do_normalize = True
 
@@ -67,6 +66,9 @@ class SparseJEPAImageProcessor(PilBackend):
             if kwargs.get(name) is None:
                 kwargs[name] = [0.5] * (kwargs.get("num_channels") or self.num_channels)
         super().__init__(**kwargs)
+        if kwargs.get("crop_size") is None:
+            side = self.size.shortest_edge
+            self.crop_size = SizeDict(height=side or self.size.height, width=side or self.size.width)
 
     def fetch_images(self, images: Any) -> Any:
         """As in transformers, which knows texts and images alone; also bytes, paths, `datasets`' mappings and 2D."""
@@ -153,12 +155,10 @@ def image_processor(
         num_channels: of the model's images.
     """
     height, width = image_sides
-    square = height == width
     return SparseJEPAImageProcessor(
         num_channels=num_channels,
-        size={"shortest_edge": height} if square else {"height": height, "width": width},
-        do_center_crop=square,
-        crop_size={"height": height, "width": width},
+        size={"shortest_edge": height} if height == width else {"height": height, "width": width},
+        do_center_crop=height == width,
         image_mean=None if image_mean is None else list(image_mean),
         image_std=None if image_std is None else list(image_std),
     )
