@@ -28,6 +28,7 @@ from sparsejepa_hf.image_processing_sparsejepa import image_processor
 
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
+HALF = {number: ([0.5] * number, [0.5] * number) for number in (1, 2, 4, 5)}
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "I;16", "I", "F", "CMYK", "YCbCr", "LAB", "HSV")
 CODE_FILES = {"image_decoding_sparsejepa.py", "image_processing_sparsejepa.py"}
 
@@ -177,11 +178,11 @@ class TestOtherChannels:
     def test_one_channel_is_the_grey_of_the_rgb(self, mode):
         image = draw_image(mode, 16, 16)
         grey = np.asarray(to_rgb(image).convert("L"))
-        got = processed(image_processor((16, 16), num_channels=1), image)
+        got = processed(image_processor((16, 16), *HALF[1]), image)
         assert_same(got, torch.from_numpy(grey / np.float32(127.5) - 1)[None, None])
 
     def test_four_channels_are_rgba_and_opaque_without_transparency(self):
-        processor = image_processor((16, 16), num_channels=4)
+        processor = image_processor((16, 16), *HALF[4])
         clear = draw_image("RGBA", 16, 16)
         for image, rgba in (
             (clear, np.asarray(clear)),
@@ -195,24 +196,24 @@ class TestOtherChannels:
     @pytest.mark.parametrize("sides", [(16, 16), (8, 16)])
     def test_channels_of_a_tensor_do_not_touch_each_other(self, num_channels, sides):
         """A fourth channel of zeros is no transparency that would take the colours away."""
-        processor = image_processor(sides, num_channels=num_channels)
+        processor = image_processor(sides, *HALF[num_channels])
         tensor = torch.randint(0, 256, (num_channels, 20, 30), dtype=torch.uint8)
         tensor[-1] = 0
         got = processed(processor, tensor)[0]
         assert got.shape == (num_channels, *sides) and (got[-1] == -1).all()
-        alone = image_processor(sides, num_channels=1)
+        alone = image_processor(sides, *HALF[1])
         for index in range(num_channels):
             assert_same(got[index], processed(alone, tensor[index])[0, 0])
 
     def test_what_has_no_such_channels_is_refused(self):
-        processor = image_processor((16, 16), num_channels=5)
+        processor = image_processor((16, 16), *HALF[5])
         for image in (draw_image("RGB", 20, 20), torch.zeros(3, 20, 20)):
             with pytest.raises(UndecodableImageError, match="5 channels"):
                 processor(image)
 
     def test_the_model_of_one_channel_is_fed(self, make_model, tmp_path):
         model = make_model(SparseJEPAVisionModel, num_channels=1)
-        image_processor(model.config.image_sides, num_channels=1).save_pretrained(tmp_path)
+        image_processor(model.config.image_sides, *HALF[1]).save_pretrained(tmp_path)
         inputs = AutoImageProcessor.from_pretrained(tmp_path)(draw_image("L", 32, 32), return_tensors="pt")
         assert model(**inputs).pooler_output.isfinite().all()
 
@@ -261,11 +262,6 @@ class TestOptions:
         plain = SparseJEPAImageProcessor(size=24, image_mean=MEAN, image_std=STD)
         assert_same(processed(plain, image)[0], trained(image, 24))
         assert processed(SparseJEPAImageProcessor(size={"height": 8, "width": 20}), image).shape == (1, 3, 8, 20)
-
-    def test_half_is_the_default_for_any_number_of_channels(self):
-        for num_channels in (1, 3, 4):
-            plain = SparseJEPAImageProcessor(num_channels=num_channels)
-            assert list(plain.image_mean) == list(plain.image_std) == [0.5] * num_channels
 
 
 # Runs in a process of its own, where every import of the package fails.
@@ -371,7 +367,7 @@ class TestWithoutThePackage:
 
 class TestSaving:
     def test_the_round_trip_keeps_every_option(self, tmp_path):
-        processor = image_processor((16, 32), [0.1], [0.2], num_channels=1)
+        processor = image_processor((16, 32), [0.1], [0.2])
         processor.save_pretrained(tmp_path)
         for kind in (AutoImageProcessor, SparseJEPAImageProcessor):
             for options in ({}, {"trust_remote_code": True}) if kind is AutoImageProcessor else ({},):

@@ -11,19 +11,12 @@ from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ChannelDimension, PILImageResampling, SizeDict
-from transformers.processing_utils import ImagesKwargs
 
 from .image_decoding_sparsejepa import UndecodableImageError, fit_to_square, read_image, to_8_bit
 
 
 # What images are converted to, by the number of channels of the model.
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-
-
-class SparseJEPAImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
-    """The options of transformers' image processors, and the number of channels of the model."""
-
-    num_channels: int | None
 
 
 class SparseJEPAImageProcessor(PilBackend):
@@ -39,19 +32,19 @@ class SparseJEPAImageProcessor(PilBackend):
     each channel by itself.
 
     Args:
-        num_channels (`int`, defaults to 3): of the model. 3 is RGB; 1 is the grey of that RGB; 4 is RGBA, opaque where
-            an image has no transparency, and an array or tensor of four channels keeps them all. Other numbers take
-            arrays and tensors of as many channels.
+        image_mean (`list[float]`, defaults to `[0.5, 0.5, 0.5]`): of each channel, on the scale from 0 to 1. There are
+            as many channels as values. 3 is RGB; 1 is the grey of that RGB; 4 is RGBA, opaque where an image has no
+            transparency, and an array or tensor of four channels keeps them all. Other numbers take arrays and
+            tensors of as many channels.
+        image_std (`list[float]`, defaults to `[0.5, 0.5, 0.5]`): of each channel, on the same scale.
+        crop_size: by default what `size` says.
         do_convert_rgb (`bool`, defaults to `True`): whether to decode as described. Without it, PIL's and the array's
             own values are taken, as in transformers.
-        kwargs: as for transformers' image processors. `image_mean` and `image_std`, on the scale from 0 to 1, have
-            `num_channels` values, by default 0.5. `crop_size` is by default what `size` says.
+        kwargs: as for transformers' image processors.
     """
 
     _auto_class = "AutoImageProcessor"
-    valid_kwargs = SparseJEPAImageProcessorKwargs
 
-    num_channels = 3
     do_convert_rgb = True
     do_resize = True
     size: Any = {"shortest_edge": 32}
@@ -60,11 +53,10 @@ class SparseJEPAImageProcessor(PilBackend):
     do_center_crop = True
     do_rescale = True
     do_normalize = True
+    image_mean = [0.5, 0.5, 0.5]
+    image_std = [0.5, 0.5, 0.5]
 
     def __init__(self, **kwargs: Any) -> None:
-        for name in ("image_mean", "image_std"):
-            if kwargs.get(name) is None:
-                kwargs[name] = [0.5] * (kwargs.get("num_channels") or self.num_channels)
         super().__init__(**kwargs)
         if kwargs.get("crop_size") is None:
             side = self.size.shortest_edge
@@ -86,12 +78,13 @@ class SparseJEPAImageProcessor(PilBackend):
         image: Any,
         do_convert_rgb: bool | None = None,
         input_data_format: str | ChannelDimension | None = None,
-        num_channels: int = 3,
+        image_mean: float | Sequence[float] = 0.5,
         **kwargs: Any,
     ) -> np.ndarray:
-        """One image as uint8 (C, H, W)."""
+        """One image as uint8 (C, H, W), where C is the number of values of `image_mean`."""
         if not do_convert_rgb:
             return super().process_image(image, do_convert_rgb=False, input_data_format=input_data_format)
+        num_channels = len(image_mean) if isinstance(image_mean, Sequence) else 3
         if isinstance(image, (np.ndarray, torch.Tensor)):
             image = _channels_last(image, num_channels, input_data_format)
         if num_channels in _MODES:
@@ -141,26 +134,23 @@ class SparseJEPAImageProcessor(PilBackend):
 
 def image_processor(
     image_sides: tuple[int, int],
-    image_mean: Sequence[float] | None = None,
-    image_std: Sequence[float] | None = None,
-    num_channels: int = 3,
+    image_mean: Sequence[float] = (0.5, 0.5, 0.5),
+    image_std: Sequence[float] = (0.5, 0.5, 0.5),
 ) -> SparseJEPAImageProcessor:
     """The processor for a model: what held-out images go through in training.
 
     Args:
         image_sides: height and width of the model's images, in pixels. Equal sides: short side to theirs, then the
             centre. Others: every image is stretched to them.
-        image_mean: of each channel, on the scale from 0 to 1; by default 0.5.
-        image_std: of each channel, on the same scale; by default 0.5.
-        num_channels: of the model's images.
+        image_mean: of each of the model's channels, on the scale from 0 to 1.
+        image_std: of each channel, on the same scale.
     """
     height, width = image_sides
     return SparseJEPAImageProcessor(
-        num_channels=num_channels,
         size={"shortest_edge": height} if height == width else {"height": height, "width": width},
         do_center_crop=height == width,
-        image_mean=None if image_mean is None else list(image_mean),
-        image_std=None if image_std is None else list(image_std),
+        image_mean=list(image_mean),
+        image_std=list(image_std),
     )
 
 
