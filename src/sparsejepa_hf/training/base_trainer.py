@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
-from transformers import PreTrainedModel, Trainer, ViTImageProcessor
-from transformers.image_utils import PILImageResampling
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from ..counter_rng import stream_keys
 from ..data import BatchAugmentation, StreamingImageDataset, collate_images, normalize_images
+from ..image_processing_sparsejepa import image_processor
 from .arguments import ImageTrainingArguments
 from .callbacks import TrainingCallback
 from .checkpoints import last_complete_checkpoint
@@ -334,32 +334,6 @@ class ImageTrainer(Trainer):
         if self.args.should_save:
             # A pickle that nothing reads.
             Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
-
-
-def image_processor(
-    image_sides: tuple[int, int],
-    image_mean: Sequence[float] = (0.5, 0.5, 0.5),
-    image_std: Sequence[float] = (0.5, 0.5, 0.5),
-) -> ViTImageProcessor:
-    """What held-out images go through here: RGB, short side to the model's, centre crop, normalisation.
-
-    The long side may be rounded to another pixel than [`data.resize_to_square`] rounds it to.
-
-    Args:
-        image_sides: height and width of the model's images, in pixels.
-        image_mean: of each channel, on the scale from 0 to 1.
-        image_std: of each channel, on the same scale.
-    """
-    height, width = image_sides
-    return ViTImageProcessor(
-        do_convert_rgb=True,
-        size={"shortest_edge": height} if height == width else {"height": height, "width": width},
-        resample=PILImageResampling.BICUBIC,
-        do_center_crop=height == width,
-        crop_size={"height": height, "width": width},
-        image_mean=list(image_mean),
-        image_std=list(image_std),
-    )
 
 
 def _require_kind(name: str, value: Any, expected: type) -> None:
