@@ -1,5 +1,5 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
-"""Pre-training and fine-tuning: options, data of a run, Trainers, callbacks, monitors and the model card."""
+"""Pre-training and fine-tuning: options, data of a run, Trainers, callbacks and monitors."""
 
 from .arguments import FineTuningArguments, SparseJEPATrainingArguments
 from .base_trainer import ImageTrainer, NonFiniteLossError, image_processor

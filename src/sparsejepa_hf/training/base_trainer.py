@@ -2,7 +2,7 @@
 """What pre-training and fine-tuning share of a Trainer: images, their places in a step, resuming, finite losses."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +14,7 @@ from transformers.image_utils import PILImageResampling
 
 from ..counter_rng import stream_keys
 from ..data import BatchAugmentation, StreamingImageDataset, collate_images, normalize_images
+from ..publishing import write_model_card
 from .arguments import ImageTrainingArguments
 from .callbacks import TrainingCallback
 from .checkpoints import last_complete_checkpoint
@@ -52,6 +53,7 @@ class ImageTrainer(Trainer):
 
     model_class: ClassVar[type[PreTrainedModel]]
     arguments_class: ClassVar[type[ImageTrainingArguments]]
+    card_kind: ClassVar[str]
     # The loss is a mean over the batch.
     loss_is_scaled_for_ga = False
     non_finite_advice = "Try a smaller learning_rate, a longer warmup_steps, or fp32 instead of fp16."
@@ -91,6 +93,7 @@ class ImageTrainer(Trainer):
             **kwargs,
         )
         self.augmentation = self._build_augmentation()
+        self._told: dict[str, Any] = {}
         self._slot_step, self._next_slot = -1, 0
         self._operations: dict[int, int] = {}
 
@@ -239,6 +242,45 @@ class ImageTrainer(Trainer):
         # In this order: left to the interpreter's exit, gloo's threads sometimes abort a process.
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
+
+    # ---- the model card ----
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        *args: Any,
+        dataset: str | list[str] | None = None,
+        results: Mapping[str, Mapping[str, float]] | None = None,
+        comparison: Mapping[str, Mapping[str, float]] | None = None,
+        split: str | None = None,
+        finetuned_from: str | None = None,
+        origin: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Writes README.md, the model card, into the output folder, from the run itself.
+
+        What is given is remembered for later calls, such as `push_to_hub`'s.
+
+        Args:
+            language: taken by `Trainer`'s method of this name, and not used, like `args` and `kwargs`.
+            license: as the Hub calls it.
+            dataset: the training data: ids on the Hub, names of built-in data, folders, or words for them.
+            results: of fine-tuning: accuracies of this model, by split.
+            comparison: of pre-training: the accuracies of [`compare_features`].
+            split: of `dataset` that `comparison` was measured on.
+            finetuned_from: the model that this run began from: an id on the Hub, or a folder.
+            origin: what [`provenance`] said before the run; default: what it says now.
+        """
+        given = {"license": license, "dataset": dataset, "results": results or comparison, "split": split}
+        given |= {"base_model": finetuned_from, "origin": origin}
+        self._told |= {name: value for name, value in given.items() if value is not None}
+        if self.is_world_process_zero():
+            write_model_card(self.args.output_dir, kind=self.card_kind, config=self.model.config, **self.card_facts())
+
+    def card_facts(self) -> dict[str, Any]:
+        """What [`write_model_card`] is told of the run."""
+        return {"name": self.hub_model_id, "training": self.args, "state": self.state, **self._told}
 
     # ---- finite losses and weights ----
 
