@@ -216,6 +216,8 @@ class TestWhatItSays:
         text = section(write(results=COMPARISON, dataset="textured-scenes", split="test"), "Results")
         assert "of textured-scenes (built in), split test." in text
         assert "| untrained | 10.0% | 20.0% |" in text and "| trained | 25.1% | 33.3% |" in text
+        part = {"untrained": {"knn_accuracy": 0.1}, "trained": {"knn_accuracy": 0.2, "linear_accuracy": 0.3}}
+        assert "| untrained | 10.0% | – |" in write(results=part)
         assert "## Results" not in write() and "## Results" not in write(results={})
 
     def test_a_card_can_be_written_before_anything_was_logged(self, write):
@@ -277,8 +279,8 @@ def save(kind: str, folder: Path, make_small_config) -> Path:
     "kind", ["pretraining", "i-jepa", "finetuning", "exported encoder", "exported classifier"], ids=str
 )
 def test_each_piece_of_code_runs_as_printed(kind, tmp_path, monkeypatch, make_small_config, capsys):
-    """By itself, beside the folder; the pipeline and the model agree."""
-    text = save(kind, tmp_path / "my-model", make_small_config).read_text(encoding="utf-8")
+    """By itself, beside the folder, whatever that is called; the pipeline and the model agree."""
+    text = save(kind, tmp_path / """my "model's" """.strip(), make_small_config).read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     namespaces = []
     for code in snippets(text):

@@ -18,7 +18,7 @@ from .. import __version__
 from ..configuration_sparsejepa import SparseJEPAConfig
 from ..data import SCENE_STYLES
 from ..masking import MultiBlockMaskSampler
-from ..records import provenance, table
+from ..records import NONE, provenance, table
 
 
 MODEL_KINDS = ("pretraining", "finetuning", "export")
@@ -34,8 +34,9 @@ _METRICS = {
     "top5_accuracy": ("top-5", "top_5_accuracy"),
     "balanced_accuracy": ("balanced over classes", "balanced_accuracy"),
 }
-_LOGGED = {"prediction_loss": "prediction loss at the end", "kl_loss": "KL at the end", "rankme": "RankMe at the end"}
+_LOGGED = {"prediction_loss": "prediction loss at the end", "rankme": "RankMe at the end"}
 _OF_GROUPS = {
+    "kl_loss": "KL of the latents",
     "zero_columns": "share of W's columns that are exactly zero",
     "groups_per_living_latent": "groups per living latent",
     "selectivity": "selectivity",
@@ -113,7 +114,8 @@ def write_model_card(
     card = ModelCard.from_template(
         data,
         template_path=str(_TEMPLATE),
-        name=name,
+        # As code has it, quotes and all.
+        name=json.dumps(name, ensure_ascii=False),
         title=name.split("/")[-1],
         config=config,
         kind=kind,
@@ -121,7 +123,7 @@ def write_model_card(
         is_classifier=is_classifier,
         is_grouped=is_grouped,
         has_groups=has_groups,
-        image_size=" x ".join(map(str, _sides(config.image_size))),
+        image_size=_sides(config.image_size),
         remote="" if kind == "export" else ", trust_remote_code=True",
         model=_rows(_model_rows(config, kind, is_classifier)),
         training=inherited.get("Training") or _rows(recipe | _software(origin)),
@@ -161,8 +163,9 @@ def _as_list(names: str | Sequence[str] | None) -> list[str]:
     return [] if names is None else [names] if isinstance(names, str) else list(names)
 
 
-def _sides(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+def _sides(size: int | Sequence[int]) -> str:
+    """Height and width."""
+    return " x ".join(map(str, (size, size) if isinstance(size, int) else size))
 
 
 # ---- the model that a model was made of ----
@@ -249,11 +252,10 @@ def _rows(rows: Mapping[str, Any]) -> str:
 
 
 def _model_rows(config: PreTrainedConfig, kind: str, is_classifier: bool) -> dict[str, Any]:
-    patch = " x ".join(map(str, sorted(set(_sides(config.patch_size)))))
-    height, width = _sides(config.image_size)
     rows = {
         "encoder": f"ViT, width {config.hidden_size}, depth {config.num_hidden_layers}, "
-        f"{config.num_attention_heads} heads, patches of {patch} pixels, images of {height} x {width} pixels"
+        f"{config.num_attention_heads} heads, patches of {_sides(config.patch_size)} pixels, images of "
+        f"{_sides(config.image_size)} pixels"
     }
     if is_classifier:
         names = list(config.id2label.values())
@@ -358,5 +360,8 @@ def _results(kind: str, dataset: str, split: str | None, results: Results) -> st
     what = "Top-1 accuracy of frozen features on held-out images" if is_pretraining else "Accuracy on held-out images"
     what += (f" of {dataset}" if dataset else "") + (f", split {split}" if split else "")
     header = ["features" if is_pretraining else "split", *(_METRICS[metric][0] for metric in columns)]
-    rows = [[name, *(f"{scores[metric]:.1%}" for metric in columns)] for name, scores in results.items()]
+    rows = [
+        [name, *(f"{scores[metric]:.1%}" if metric in scores else NONE for metric in columns)]
+        for name, scores in results.items()
+    ]
     return f"{what}.\n\n{table(header, rows)}"
