@@ -58,6 +58,7 @@ def write_model_card(
     results: Results | None = None,
     license: str | None = None,
     base_model: str | Path | None = None,
+    revision: str = "main",
     training: TrainingArguments | None = None,
     state: TrainerState | None = None,
     mask_sampler: Any | None = None,
@@ -77,6 +78,7 @@ def write_model_card(
         license: as the Hub calls it, such as "apache-2.0".
         base_model: what the model was made of: an id on the Hub, or a folder, which is not named. What its own card
             knows of data and licence is taken over, by an export also training and results.
+        revision: of `base_model` on the Hub.
         training: the arguments of the run, by one of this package's trainers.
         state: the trainer's, with its logs.
         mask_sampler: that the run drew its masks with; default: what `training` says.
@@ -95,7 +97,7 @@ def write_model_card(
     name = name or folder.resolve().name
     names, results = _as_list(dataset), results or {}
     printed = ", ".join(map(_printed, names))
-    source = None if base_model is None else _card_of(base_model)
+    source = None if base_model is None else _card_of(base_model, revision)
     inherited = _sections(source) if kind == "export" else {}
     model_class = _model_class(folder) if kind == "export" else None
     is_classifier = kind == "finetuning" or "Classification" in (model_class or "")
@@ -171,10 +173,11 @@ def _sides(size: int | Sequence[int]) -> str:
 # ---- the model that a model was made of ----
 
 
-def _card_of(base_model: str | Path) -> ModelCard | None:
+def _card_of(base_model: str | Path, revision: str) -> ModelCard | None:
     """Its card, if it has one that can be read."""
     try:
-        return ModelCard.load(Path(str(cached_file(str(base_model), "README.md"))), ignore_metadata_errors=True)
+        path = cached_file(str(base_model), "README.md", revision=revision)
+        return ModelCard.load(Path(str(path)), ignore_metadata_errors=True)
     except (OSError, ValueError, YAMLError):
         return None
 
