@@ -183,7 +183,7 @@ class TestWhatItSays:
     def test_the_best_checkpoint_is_said_to_be_kept(self, write):
         arguments = {"load_best_model_at_end": True, "save_strategy": "steps", "eval_strategy": "steps"}
         text = write(arguments=arguments, state={"best_global_step": 10})
-        assert "| optimizer steps | 20 (0 epochs); the weights are those of step 10, the best |" in text
+        assert "| optimizer steps | 20 (0 epochs); the best so far, of step 10, is kept at the end |" in text
 
     def test_masks_of_another_kind_are_named_as_such(self, write):
         assert "| masks | SimpleNamespace |" in write(mask_sampler=SimpleNamespace())

@@ -296,7 +296,7 @@ def _recipe_rows(args: Any, state: TrainerState) -> dict[str, Any]:
     best = state.best_global_step if args.load_best_model_at_end else None
     return {
         "optimizer steps": f"{state.global_step} ({state.epoch or 0:g} epochs)"
-        + (f"; the weights are those of step {best}, the best" if best else ""),
+        + (f"; the best so far, of step {best}, is kept at the end" if best else ""),
         "images a step": batch,
         "optimizer": f"{_text(args.optim)}, β₁ {args.adam_beta1:g}, β₂ {args.adam_beta2:g}",
         "learning rate": f"{args.learning_rate:g}",

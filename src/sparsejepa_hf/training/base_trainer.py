@@ -54,6 +54,8 @@ class ImageTrainer(Trainer):
     model_class: ClassVar[type[PreTrainedModel]]
     arguments_class: ClassVar[type[ImageTrainingArguments]]
     card_kind: ClassVar[str]
+    # What the model card was told of the run; replaced, never changed.
+    _told: Mapping[str, Any] = {}
     # The loss is a mean over the batch.
     loss_is_scaled_for_ga = False
     non_finite_advice = "Try a smaller learning_rate, a longer warmup_steps, or fp32 instead of fp16."
@@ -93,7 +95,6 @@ class ImageTrainer(Trainer):
             **kwargs,
         )
         self.augmentation = self._build_augmentation()
-        self._told: dict[str, Any] = {}
         self._slot_step, self._next_slot = -1, 0
         self._operations: dict[int, int] = {}
 
@@ -274,7 +275,7 @@ class ImageTrainer(Trainer):
         """
         given = {"license": license, "dataset": dataset, "results": results or comparison, "split": split}
         given |= {"base_model": finetuned_from, "origin": origin}
-        self._told |= {name: value for name, value in given.items() if value is not None}
+        self._told = {**self._told, **{name: value for name, value in given.items() if value is not None}}
         if self.is_world_process_zero():
             write_model_card(self.args.output_dir, kind=self.card_kind, config=self.model.config, **self.card_facts())
 
