@@ -57,7 +57,7 @@ setup(
         # What a Space of the Hub needs beside the code.
         "sparsejepa_hf.interpret.app": ["README.md", "requirements.txt", "page.css"],
         "sparsejepa_hf.interpret": ["report_template.html"],
-        "sparsejepa_hf.training": ["model_card_template.md"],
+        "sparsejepa_hf.publishing": ["model_card_template.md"],
     },
     python_requires=">=3.10",
     install_requires=INSTALL_REQUIRES,

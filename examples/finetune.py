@@ -6,7 +6,7 @@
 
 Options stand in the YAML file; flags override them; `--help` lists them all. The output folder holds the classifier
 with its class names and image processor, the resolved options (`finetuning_options.yaml`, which runs again as it
-stands) and the results (`finetuning_results.json`).
+stands), the results (`finetuning_results.json`) and a model card.
 """
 
 import json
@@ -77,6 +77,13 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "test": trainer.measure(data.test),
         "provenance": origin,
     }
+    measured = {data_args.test_split: results["test"], f"held out of {data_args.train_split}": results["validation"]}
+    trainer.create_model_card(
+        dataset=data_args.dataset,
+        results={split: scores for split, scores in measured.items() if scores},
+        finetuned_from=checkpoint,
+        origin=origin,
+    )
     if trainer.is_world_process_zero():
         (folder / "finetuning_results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         report(results)

@@ -59,7 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     trainer.save_state()
     if compares:
         comparison |= compare_features(trainer, data, "trained")
-    trainer.create_model_card(dataset=data_args.dataset, comparison=comparison)
+    trainer.create_model_card(
+        dataset=data_args.dataset, comparison=comparison, split=data_args.eval_split, origin=origin
+    )
 
     results = {
         "output_dir": training_args.output_dir,

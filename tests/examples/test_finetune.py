@@ -13,6 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import BertConfig, TrainerCallback, pipeline
 
@@ -102,6 +103,10 @@ def test_two_epochs_tell_coloured_squares_apart_and_the_pipeline_names_them(run,
     )
     assert json.loads((folder / "finetuning_results.json").read_text()) == results
     assert results["provenance"] == provenance()
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.eval_results[0].dataset_split == "test" and card.data.base_model is None
+    assert card.data.eval_results[0].metric_value == round(results["test"]["accuracy"], 4)
+    assert "| data | images of a local folder, squares |" in card.text and str(tmp_path) not in str(card)
     assert not (folder / "pretraining_options.yaml").exists()
     classifier = pipeline("image-classification", model=str(folder), device="cpu")
     for row in squares(6, seed=9):

@@ -602,7 +602,7 @@ def test_the_model_card_is_ours_and_stays_so(make_trainer, tmp_path):
     trainer.create_model_card()
     ours = (tmp_path / "encoder" / "README.md").read_text(encoding="utf-8")
     assert ours.startswith("---\nlibrary_name: transformers\n") and "# encoder" in ours
-    assert f"| last prediction_loss | {trainer.state.log_history[-2]['prediction_loss']:.4g} |" in ours
+    assert f"| prediction loss at the end | {trainer.state.log_history[-2]['prediction_loss']:.4g} |" in ours
     trainer.create_model_card(model_name="generic", tags=["generic"])
     assert (tmp_path / "encoder" / "README.md").read_text(encoding="utf-8") == ours
 

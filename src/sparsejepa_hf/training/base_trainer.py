@@ -2,7 +2,7 @@
 """What pre-training and fine-tuning share of a Trainer: images, their places in a step, resuming, finite losses."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from ..counter_rng import stream_keys
 from ..data import BatchAugmentation, StreamingImageDataset, collate_images, normalize_images
 from ..image_processing_sparsejepa import image_processor
+from ..publishing import write_model_card
 from .arguments import ImageTrainingArguments
 from .callbacks import TrainingCallback
 from .checkpoints import last_complete_checkpoint
@@ -62,6 +63,9 @@ class ImageTrainer(Trainer):
     arguments_class: ClassVar[type[ImageTrainingArguments]]
     default_collator = staticmethod(collate_images)
     train_dataset: Any
+    card_kind: ClassVar[str]
+    # What the model card was told of the run; replaced, never changed.
+    _told: Mapping[str, Any] = {}
     # The loss is a mean over the batch.
     loss_is_scaled_for_ga = False
     non_finite_advice = "Try a smaller learning_rate, a longer warmup_steps, or fp32 instead of fp16."
@@ -290,6 +294,45 @@ class ImageTrainer(Trainer):
         # In this order: left to the interpreter's exit, gloo's threads sometimes abort a process.
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
+
+    # ---- the model card ----
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        *args: Any,
+        dataset: str | list[str] | None = None,
+        results: Mapping[str, Mapping[str, float]] | None = None,
+        comparison: Mapping[str, Mapping[str, float]] | None = None,
+        split: str | None = None,
+        finetuned_from: str | None = None,
+        origin: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Writes README.md, the model card, into the output folder, from the run itself.
+
+        What is given is remembered for later calls, such as `push_to_hub`'s.
+
+        Args:
+            language: taken by `Trainer`'s method of this name, and not used, like `args` and `kwargs`.
+            license: as the Hub calls it.
+            dataset: the training data: ids on the Hub, names of built-in data, folders, or words for them.
+            results: of fine-tuning: accuracies of this model, by split.
+            comparison: of pre-training: the accuracies of [`compare_features`].
+            split: of `dataset` that `comparison` was measured on.
+            finetuned_from: the model that this run began from: an id on the Hub, or a folder.
+            origin: what [`provenance`] said before the run; default: what it says now.
+        """
+        given = {"license": license, "dataset": dataset, "results": results or comparison, "split": split}
+        given |= {"base_model": finetuned_from, "origin": origin}
+        self._told = {**self._told, **{name: value for name, value in given.items() if value is not None}}
+        if self.is_world_process_zero():
+            write_model_card(self.args.output_dir, kind=self.card_kind, config=self.model.config, **self.card_facts())
+
+    def card_facts(self) -> dict[str, Any]:
+        """What [`write_model_card`] is told of the run."""
+        return {"name": self.hub_model_id, "training": self.args, "state": self.state, **self._told}
 
     # ---- finite losses and weights ----
 

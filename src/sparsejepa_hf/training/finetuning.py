@@ -154,6 +154,7 @@ class FineTuningTrainer(ImageTrainer):
 
     model_class = SparseJEPAForImageClassification
     arguments_class = FineTuningArguments
+    card_kind = "finetuning"
 
     def __init__(
         self, *args: Any, compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None, **kwargs: Any
@@ -211,3 +212,8 @@ class FineTuningTrainer(ImageTrainer):
         """What `compute_metrics` gives on all of `dataset`, by the model as it stands."""
         output = self.predict(dataset)
         return self.compute_metrics(EvalPrediction(output.predictions, output.label_ids))
+
+    def card_facts(self) -> dict[str, Any]:
+        """As in the base class; random weights come from no other model."""
+        facts = super().card_facts()
+        return {**facts, "base_model": None} if self.args.random_weights else facts

@@ -24,7 +24,6 @@ from .callbacks import (
     as_model_input,
     unwrap,
 )
-from .model_card import write_model_card
 from .monitors import CollapseGuard, FeatureMonitor, GroupMonitor, KNNMonitor, LossParts, Throughput
 
 
@@ -60,6 +59,7 @@ class SparseJEPATrainer(ImageTrainer):
     model_class = SparseJEPAForPreTraining
     arguments_class = SparseJEPATrainingArguments
     default_collator = staticmethod(collate_pixels)
+    card_kind = "pretraining"
     non_finite_advice = (
         "Try a smaller learning_rate, a longer warmup_steps, max_grad_norm=1.0, smaller kl_weight and "
         "sparsity_weight, or fp32 instead of fp16."
@@ -68,7 +68,6 @@ class SparseJEPATrainer(ImageTrainer):
     def __init__(self, *args: Any, knn_datasets: tuple[Dataset, Dataset] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._evaluation_slot = 0
-        self._card_facts: dict[str, Any] = {}
         if self.args.data_on_device and self.train_dataset is not None:
             self._keep_on_device()
         self._add_callbacks(knn_datasets)
@@ -78,7 +77,7 @@ class SparseJEPATrainer(ImageTrainer):
         super().fit_to_model()
         args = self.args
         # It follows the context encoder, and the optimizer never sees it.
-        self.model.sparsejepa.target_encoder.requires_grad_(False)
+        self.model.freeze_target_encoder()
         self.mask_sampler = MultiBlockMaskSampler(
             self.model.config.grid_size,
             num_target_blocks=args.num_target_blocks,
@@ -223,16 +222,6 @@ class SparseJEPATrainer(ImageTrainer):
         """Means since the last log."""
         return self._loss_parts.metrics(self._average)
 
-    # ---- the model card ----
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Writes README.md, the model card, into the output folder, from the run itself.
-
-        Args:
-            args: taken by `Trainer`'s method of this name, and not used.
-            kwargs: `dataset`, the name of the training data, and `comparison`, the accuracies of [`compare_features`],
-                are remembered for later calls, such as `push_to_hub`'s; others are not used.
-        """
-        self._card_facts |= {name: kwargs[name] for name in ("dataset", "comparison") if name in kwargs}
-        if self.is_world_process_zero():
-            write_model_card(self.args.output_dir, self.model.config, self.args, self.state, **self._card_facts)
+    def card_facts(self) -> dict[str, Any]:
+        """As in the base class, and the masks."""
+        return {**super().card_facts(), "mask_sampler": self.mask_sampler}
