@@ -101,23 +101,20 @@ def export_encoder(
     folder: str | Path,
     *,
     encoder: str = "target",
-    image_mean: Sequence[float] | None = None,
-    image_std: Sequence[float] | None = None,
     revision: str | None = None,
 ) -> Path:
     """Writes one encoder as a checkpoint of transformers' I-JEPA, which loads anywhere without code of its own.
 
     `AutoModel`, `AutoModelForImageClassification` (of a classifier) and pipelines load the folder in vanilla
     transformers. The image processor is transformers' `ViTImageProcessor`: bicubic, short side to the model's, centre
-    crop. It does not turn images by their EXIF orientation, and it clips 16-bit images. See [`to_ijepa`] for what is
+    crop, mean and standard deviation of the checkpoint's. It does not turn images by their EXIF orientation, and it
+    clips 16-bit images. See [`to_ijepa`] for what is
     equal.
 
     Args:
         source: a model of this family, or the folder or Hub name of its checkpoint.
         folder: to write into; made if it is not there.
         encoder: `"target"` or `"context"`.
-        image_mean: of each channel, on the scale from 0 to 1; by default that of the checkpoint's image processor.
-        image_std: of each channel, on the same scale.
         revision: of a checkpoint on the Hub.
 
     Returns:
@@ -127,7 +124,7 @@ def export_encoder(
         ValueError, OSError: as in [`to_ijepa`].
     """
     model = to_ijepa(source, encoder=encoder, revision=revision)
-    mean, std = pixel_statistics(source, model.config.num_channels, image_mean, image_std, revision)
+    mean, std = pixel_statistics(source, model.config.num_channels, revision)
     model.save_pretrained(folder)
     _plain_processor(model.config, mean, std).save_pretrained(folder)
     return Path(folder)

@@ -1,6 +1,7 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """The side of this family: checkpoints to convert are opened, and models are built for what is converted."""
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -136,32 +137,26 @@ def _image_size(state: dict[str, Tensor], patch: list[int], overrides: Mapping[s
     return {"image_size": side * patch[0] if patch[0] == patch[1] else [side * length for length in patch]}
 
 
-def pixel_statistics(
-    source: Any,
-    num_channels: int,
-    image_mean: Sequence[float] | None,
-    image_std: Sequence[float] | None,
-    revision: str | None,
-) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel: as given, else of the source's image processor, else 0.5.
+def pixel_statistics(source: Any, num_channels: int, revision: str | None) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel by the checkpoint's image processor; 0.5 without one.
 
     Raises:
-        ValueError: they are of another number of channels.
+        ValueError: the image processor is for another number of channels.
     """
     stated: dict[str, Any] = {}
-    if not isinstance(source, nn.Module) and (image_mean is None or image_std is None):
-        try:
+    if not isinstance(source, nn.Module):
+        with contextlib.suppress(OSError):
             stated, _ = ViTImageProcessor.get_image_processor_dict(source, revision=revision)
-        except OSError:
-            logger.warning(f"{source} has no image processor.")
-    pairs = {"image_mean": image_mean, "image_std": image_std}
-    result = []
-    for name, given in pairs.items():
-        values = stated.get(name) if given is None else given
-        if values is None:
-            logger.warning(f"{name} is not stated and is taken as 0.5; pass {name} if training used another.")
-            values = [0.5] * num_channels
-        if len(values) != num_channels:
-            raise ValueError(f"{name} is {list(values)}; expected {num_channels} numbers, one for each channel.")
-        result.append([float(value) for value in values])
-    return result[0], result[1]
+    if "image_mean" not in stated or "image_std" not in stated:
+        stated = {}
+        logger.warning(
+            "The model given does not say how images are normalised; mean and standard deviation are taken as 0.5. "
+            "Save its image processor beside it, or change the exported one."
+        )
+    mean, std = (list(map(float, stated.get(key, [0.5] * num_channels))) for key in ("image_mean", "image_std"))
+    if not len(mean) == len(std) == num_channels:
+        raise ValueError(
+            f"The image processor has the mean {mean} and the standard deviation {std}; expected {num_channels} "
+            "numbers each, one for each channel of the model. Mend the checkpoint's preprocessor_config.json."
+        )
+    return mean, std

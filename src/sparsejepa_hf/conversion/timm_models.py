@@ -55,27 +55,15 @@ def from_timm(
         ValueError: it is no such ViT; weights that `allow` does not name are unknown, missing or of another shape; or
             positions were learned.
     """
+    module = None
     if isinstance(source, Mapping):
         state = clean_names(source)
-        fields = fields_from_shapes(state, overrides)
-        return build_model(model_class, fields, {"context": state, "target": state}, "timm", allow, overrides)
-    import timm
-    from timm.models.vision_transformer import VisionTransformer
-
-    module = timm.create_model(source, pretrained=True) if isinstance(source, str) else source
-    if not isinstance(module, VisionTransformer):
-        raise ValueError(f"A {type(module).__name__} is given; expected a VisionTransformer of timm.")
-    state = clean_names(module.state_dict())
-    known = _fields_of(module) | overrides
-    model = build_model(
-        model_class,
-        fields_from_shapes(state, known) | _fields_of(module),
-        {"context": state, "target": state},
-        "timm",
-        allow,
-        overrides,
-    )
-    if not allow:
+    else:
+        module = _load_timm(source)
+        state, overrides = clean_names(module.state_dict()), {**_fields_of(module), **overrides}
+    fields = fields_from_shapes(state, overrides)
+    model = build_model(model_class, fields, {"context": state, "target": state}, "timm", allow, overrides)
+    if module is not None and not allow:
         _refuse_other_results(module, model)
     return model
 
@@ -85,8 +73,6 @@ def to_timm(
     folder: str | Path | None = None,
     *,
     encoder: str = "target",
-    image_mean: Sequence[float] | None = None,
-    image_std: Sequence[float] | None = None,
     revision: str | None = None,
 ) -> nn.Module:
     """One encoder, or a classifier, as a `VisionTransformer` of timm without class token and with mean pooling.
@@ -97,8 +83,6 @@ def to_timm(
         source: a model of this family, or the folder or Hub name of its checkpoint.
         folder: where to save it too, for `timm.create_model("local-dir:FOLDER", pretrained=True)`.
         encoder: `"target"` or `"context"`.
-        image_mean: of each channel, on the scale from 0 to 1; by default that of the checkpoint's image processor.
-        image_std: of each channel, on the same scale.
         revision: of a checkpoint on the Hub.
 
     Returns:
@@ -138,14 +122,18 @@ def to_timm(
         "class_token": False,
         "fc_norm": False,
     }
-    mean, std = [0.5] * config.num_channels, [0.5] * config.num_channels
+    described: dict[str, Any] = {
+        "num_classes": arguments["num_classes"],
+        "input_size": (config.num_channels, *config.image_sides),
+        "interpolation": "bicubic",
+        "crop_pct": 1.0,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+    }
     if folder is not None:
-        mean, std = pixel_statistics(source, config.num_channels, image_mean, image_std, revision)
-    data = {"input_size": (config.num_channels, *config.image_sides), "mean": mean, "std": std, "crop_pct": 1.0}
-    layers = {"first_conv": "patch_embed.proj", "classifier": "head"}
-    name = "vit_tiny_patch16_224"
-    described = {"num_classes": arguments["num_classes"], "interpolation": "bicubic", **data, **layers}
-    converted = timm.create_model(name, pretrained=False, pretrained_cfg=described, **arguments)
+        described["mean"], described["std"] = pixel_statistics(source, config.num_channels, revision)
+    # Any name of this architecture would do.
+    converted = timm.create_model("vit_tiny_patch16_224", pretrained_cfg=described, **arguments)
     for module in converted.modules():
         if isinstance(module, nn.LayerNorm):
             module.eps = config.layer_norm_eps
@@ -154,6 +142,16 @@ def to_timm(
         labels = {"label_names": list(config.id2label.values())} if "head.weight" in state else {}
         save_for_hf(converted, str(folder), model_config=labels, model_args=arguments, safe_serialization=True)
     return converted
+
+
+def _load_timm(source: str | nn.Module) -> nn.Module:
+    import timm
+    from timm.models.vision_transformer import VisionTransformer
+
+    module = timm.create_model(source, pretrained=True) if isinstance(source, str) else source
+    if not isinstance(module, VisionTransformer):
+        raise ValueError(f"A {type(module).__name__} is given; expected a VisionTransformer of timm.")
+    return module
 
 
 def _fields_of(module: Any) -> dict[str, Any]:
@@ -172,7 +170,8 @@ def _fields_of(module: Any) -> dict[str, Any]:
 def _refuse_other_results(module: Any, model: Any) -> None:
     """Names and shapes do not tell the pooling or the order of the norms, so both are run on an image."""
     device = next(module.parameters()).device
-    image = torch.randn(1, model.config.num_channels, *model.config.image_sides, dtype=model.dtype)
+    shape = (1, model.config.num_channels, *model.config.image_sides)
+    image = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(model.dtype)
     with frozen_module(module, device, device):
         if hasattr(model, "classifier"):
             expected, result = module(image.to(device)), model(image).logits
