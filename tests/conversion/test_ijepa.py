@@ -1,8 +1,10 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """Tests of encoders as transformers' I-JEPA, and of I-JEPA's checkpoints as models of this family."""
 
+import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from typing import Any
@@ -14,9 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, IJepaConfig, IJepaForImageClassification, IJepaModel
+from transformers import IJepaConfig, IJepaForImageClassification, IJepaModel
 
-from sparsejepa_hf import SparseJEPAConfig
 from sparsejepa_hf.conversion import export_encoder, from_ijepa, to_ijepa, to_timm
 from sparsejepa_hf.modeling_sparsejepa import (
     SparseJEPAForImageClassification,
@@ -185,10 +186,20 @@ class TestToIJepa:
         back = from_ijepa(converted)
         assert same_weights(back, model) and torch.equal(features(back, images), features(model, images))
 
-    @pytest.mark.parametrize("encoder_name", ["context", "student"])
-    def test_an_encoder_that_is_not_there_is_refused(self, encoder, encoder_name):
-        with pytest.raises(ValueError, match="has no context encoder|expected 'target' or 'context'"):
-            to_ijepa(encoder, encoder=encoder_name)
+    def test_an_encoder_that_is_not_there_is_refused(self, encoder, tmp_path):
+        encoder.save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match="SparseJEPAVisionModel, has no such encoder"):
+            to_ijepa(encoder, encoder="context")
+        with pytest.raises(ValueError, match="saved by SparseJEPAVisionModel, so it has no such encoder"):
+            to_ijepa(tmp_path, encoder="context")
+        with pytest.raises(ValueError, match="encoder is 'student'; expected 'target' or 'context'"):
+            to_ijepa(encoder, encoder="student")
+
+    def test_a_checkpoint_gives_what_its_model_gives(self, make_model, tmp_path):
+        model = make_model(SparseJEPAForPreTraining)
+        model.save_pretrained(tmp_path)
+        for side in ("context", "target"):
+            assert same_weights(to_ijepa(tmp_path, encoder=side), to_ijepa(model, encoder=side))
 
     def test_weights_that_are_not_plain_are_refused(self, encoder):
         peft = pytest.importorskip("peft")
@@ -441,6 +452,12 @@ class TestOriginalCheckpoints:
             from_ijepa(tmp_path / "layer.pth")
 
 
-def test_the_converted_model_is_what_auto_model_takes_the_export_for(encoder, tmp_path):
-    assert type(AutoModel.from_pretrained(export_encoder(encoder, tmp_path))) is IJepaModel
-    assert isinstance(encoder.config, SparseJEPAConfig)
+class TestOtherFamilies:
+    def test_loading_across_families_refuses_and_names_the_converter(self, ijepa, tmp_path):
+        """Instead of starting with random weights."""
+        ijepa.save_pretrained(tmp_path)
+        for model_class in (SparseJEPAVisionModel, SparseJEPAForPreTraining, SparseJEPAForImageClassification):
+            with pytest.raises(ValueError, match="of type 'ijepa'; expected 'sparsejepa'.*from_ijepa") as refusal:
+                model_class.from_pretrained(tmp_path)
+            named = re.search(r"sparsejepa_hf\.\w+", str(refusal.value))[0]
+            assert importlib.import_module(named).from_ijepa is from_ijepa

@@ -15,6 +15,7 @@ from transformers.utils import logging
 from ..configuration_sparsejepa import SparseJEPAConfig
 from ..modeling_sparsejepa import (
     SparseJEPAForImageClassification,
+    SparseJEPAForPreTraining,
     SparseJEPAModel,
     SparseJEPAPreTrainedModel,
     SparseJEPAVisionModel,
@@ -26,6 +27,8 @@ logger = logging.get_logger(__name__)
 
 # Attention heads of the ViTs of I-JEPA's code and of timm, by their width; shapes do not tell them.
 _HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16}
+
+_NO_CONTEXT = "has no such encoder; expected SparseJEPAForPreTraining or SparseJEPAModel, or encoder='target'."
 
 
 def load_source(
@@ -43,19 +46,18 @@ def load_source(
         model, missing = source, []
     else:
         config = SparseJEPAConfig.from_pretrained(source, revision=revision)
-        is_classifier = (config.architectures or [""])[0] == SparseJEPAForImageClassification.__name__
+        saved_by = (config.architectures or [""])[0]
+        if encoder == "context" and saved_by not in (SparseJEPAForPreTraining.__name__, SparseJEPAModel.__name__):
+            raise ValueError(f"The checkpoint {str(source)!r} was saved by {saved_by}, so it {_NO_CONTEXT}")
+        is_classifier = saved_by == SparseJEPAForImageClassification.__name__
         model_class = SparseJEPAForImageClassification if is_classifier else SparseJEPAVisionModel
-        if encoder == "context":
-            model_class = SparseJEPAModel
+        model_class = SparseJEPAModel if encoder == "context" else model_class
         model, info = model_class.from_pretrained(source, revision=revision, output_loading_info=True)
         missing = sorted(name for name in info["missing_keys"] if not name.startswith("predictor."))
-    if missing or not encoder_weights(model, encoder):
-        lack = f"lacks {', '.join(missing)}" if missing else f"has no {encoder} encoder"
-        raise ValueError(
-            f"The model given ({type(source).__name__ if isinstance(source, nn.Module) else source}) {lack}; expected "
-            "a complete model of the SparseJEPA family. Context encoders are in those of SparseJEPAForPreTraining and "
-            "SparseJEPAModel alone."
-        )
+    if missing:
+        raise ValueError(f"The checkpoint {str(source)!r} lacks {', '.join(missing)}; expected complete weights.")
+    if not encoder_weights(model, encoder):
+        raise ValueError(f"The model given, {type(model).__name__}, {_NO_CONTEXT}")
     return model
 
 

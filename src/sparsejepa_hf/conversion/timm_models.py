@@ -156,11 +156,14 @@ def _load_timm(source: str | nn.Module) -> nn.Module:
 
 def _fields_of(module: Any) -> dict[str, Any]:
     """What a VisionTransformer knows beside the shapes of its weights."""
-    points, activation = torch.linspace(-3, 3, 61), module.blocks[0].mlp.act
-    names = (name for name in _ACTIVATIONS.values() if torch.allclose(ACT2FN[name](points), activation(points)))
+    block = module.blocks[0]
+    if not hasattr(block, "attn") or not hasattr(block, "mlp"):
+        raise ValueError(f"The blocks are of the kind {type(block).__name__}; expected timm's Block.")
+    points = torch.linspace(-3, 3, 61)
+    names = (name for name in _ACTIVATIONS.values() if torch.allclose(ACT2FN[name](points), block.mlp.act(points)))
     return {
-        "num_attention_heads": module.blocks[0].attn.num_heads,
-        "layer_norm_eps": module.blocks[0].norm1.eps,
+        "num_attention_heads": block.attn.num_heads,
+        "layer_norm_eps": block.norm1.eps,
         "hidden_act": next(names, "gelu"),
         "image_size": list(module.patch_embed.img_size),
     }
