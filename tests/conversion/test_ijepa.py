@@ -50,6 +50,7 @@ report = {"classes": pipeline("image-classification", model=classifier)(image, t
 report["package"] = "sparsejepa_hf" in sys.modules or any("transformers_modules" in name for name in sys.modules)
 json.dump(report, open(f"{work}/report.json", "w"))
 """
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 LABELS = {0: "cat", 1: "dog", 2: "owl"}
 
 
@@ -218,11 +219,11 @@ def vanilla(make_model, make_images, tmp_path_factory):
     )
     for name, saved in {"encoder": model, "classifier": classifier}.items():
         saved.save_pretrained(own / name)
-        image_processor((32, 32), (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)).save_pretrained(own / name)
+        image_processor((32, 32), MEAN, STD).save_pretrained(own / name)
         export_encoder(own / name, work / name)
     pixels = make_images()
     torch.save(pixels, work / "pixels.pt")
-    image = np.random.default_rng(0).integers(0, 256, (40, 57, 3), np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
     Image.fromarray(image).save(work / "image.png")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_"))}
     environment |= {"HF_HOME": str(work / "hf_home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -245,10 +246,11 @@ class TestExportEncoder:
             torch.testing.assert_close(tensors[name], expected, atol=1e-5, rtol=0)
 
     def test_pipelines_see_the_pixels_that_evaluation_sees(self, vanilla):
+        """Of a square image to within rounding: two programs resize."""
         model, classifier, _, work, report, tensors = vanilla
-        processor = image_processor((32, 32), (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
-        pixels = processor(Image.open(work / "image.png"), return_tensors="pt").pixel_values
-        torch.testing.assert_close(tensors["processed"], pixels)
+        pixels = tensors["processed"]
+        own = image_processor((32, 32), MEAN, STD)(Image.open(work / "image.png"), return_tensors="pt").pixel_values
+        torch.testing.assert_close(pixels, own, atol=1.5 / 255 / min(STD), rtol=0)
         torch.testing.assert_close(tensors["piped"], features(model, pixels), atol=1e-5, rtol=0)
         scores = features(classifier, pixels).softmax(dim=1)[0].tolist()
         expected = sorted(zip(scores, LABELS.values(), strict=True), reverse=True)
@@ -274,6 +276,13 @@ class TestExportEncoder:
         image_processor((32, 32)).save_pretrained(tmp_path / "grey")
         with pytest.raises(ValueError, match="expected 1 numbers each"):
             export_encoder(tmp_path / "grey", tmp_path / "out")
+
+    def test_a_checkpoint_is_not_overwritten_by_its_export(self, encoder, tmp_path):
+        encoder.save_pretrained(tmp_path)
+        for export in (export_encoder, to_timm):
+            with pytest.raises(ValueError, match="is the checkpoint itself"):
+                export(tmp_path, tmp_path / "." / "")
+        assert same_weights(SparseJEPAVisionModel.from_pretrained(tmp_path), encoder)
 
     def test_a_checkpoint_that_lacks_weights_is_refused(self, encoder, tmp_path):
         encoder.save_pretrained(tmp_path)

@@ -25,7 +25,7 @@ from transformers.utils import logging
 
 from ..modeling_sparsejepa import SparseJEPAForPreTraining, SparseJEPAModel, SparseJEPAPreTrainedModel
 from .layouts import clean_names, encoder_weights, to_layout
-from .models import build_model, fields_from_shapes, load_source, pixel_statistics
+from .models import build_model, fields_from_shapes, load_source, pixel_statistics, refuse_own_folder
 
 
 logger = logging.get_logger(__name__)
@@ -49,7 +49,7 @@ _LABELS = ("id2label", "label2id", "problem_type")
 
 
 def to_ijepa(
-    source: str | Path | SparseJEPAPreTrainedModel, *, encoder: str = "target", revision: str | None = None
+    source: str | Path | SparseJEPAPreTrainedModel, *, encoder: str = "target", revision: str = "main"
 ) -> IJepaModel | IJepaForImageClassification:
     """One encoder as transformers' own I-JEPA; a classifier becomes [`IJepaForImageClassification`].
 
@@ -101,15 +101,14 @@ def export_encoder(
     folder: str | Path,
     *,
     encoder: str = "target",
-    revision: str | None = None,
+    revision: str = "main",
 ) -> Path:
     """Writes one encoder as a checkpoint of transformers' I-JEPA, which loads anywhere without code of its own.
 
     `AutoModel`, `AutoModelForImageClassification` (of a classifier) and pipelines load the folder in vanilla
     transformers. The image processor is transformers' `ViTImageProcessor`: bicubic, short side to the model's, centre
     crop, mean and standard deviation of the checkpoint's. It does not turn images by their EXIF orientation, and it
-    clips 16-bit images. See [`to_ijepa`] for what is
-    equal.
+    clips 16-bit images. See [`to_ijepa`] for what is equal.
 
     Args:
         source: a model of this family, or the folder or Hub name of its checkpoint.
@@ -121,8 +120,10 @@ def export_encoder(
         the folder.
 
     Raises:
-        ValueError, OSError: as in [`to_ijepa`].
+        ValueError: as in [`to_ijepa`]; or the folder is the checkpoint's own.
+        OSError: there is no such checkpoint, or the folder cannot be written.
     """
+    refuse_own_folder(source, folder)
     model = to_ijepa(source, encoder=encoder, revision=revision)
     mean, std = pixel_statistics(source, model.config.num_channels, revision)
     model.save_pretrained(folder)
@@ -135,7 +136,7 @@ def from_ijepa(
     *,
     model_class: type[SparseJEPAPreTrainedModel] | None = None,
     allow: Sequence[str] = (),
-    revision: str | None = None,
+    revision: str = "main",
     **overrides: Any,
 ) -> Any:
     """A model of this family with the weights of I-JEPA; features and logits are equal to float error.
@@ -212,7 +213,7 @@ def _read_original(path: Path) -> tuple[dict[str, dict[str, Tensor]], bool]:
     return {side: states.get(side, only) for side in parts}, "predictor" in content
 
 
-def _read_weights(source: str, revision: str | None) -> dict[str, Tensor]:
+def _read_weights(source: str, revision: str) -> dict[str, Tensor]:
     """All weights of a folder or of a repository of the Hub. Nothing is unpickled."""
     is_folder = Path(source).is_dir()
     folder = source if is_folder else snapshot_download(source, revision=revision, allow_patterns="model*.safetensors")

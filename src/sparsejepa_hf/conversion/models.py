@@ -32,7 +32,7 @@ _NO_CONTEXT = "has no such encoder; expected SparseJEPAForPreTraining or SparseJ
 
 
 def load_source(
-    source: str | Path | SparseJEPAPreTrainedModel, encoder: str, revision: str | None
+    source: str | Path | SparseJEPAPreTrainedModel, encoder: str, revision: str
 ) -> SparseJEPAPreTrainedModel:
     """The model given, or a checkpoint of this family as the smallest class that has the encoder.
 
@@ -139,7 +139,13 @@ def _image_size(state: dict[str, Tensor], patch: list[int], overrides: Mapping[s
     return {"image_size": side * patch[0] if patch[0] == patch[1] else [side * length for length in patch]}
 
 
-def pixel_statistics(source: Any, num_channels: int, revision: str | None) -> tuple[list[float], list[float]]:
+def refuse_own_folder(source: Any, folder: str | Path) -> None:
+    """Raises a ValueError where an export would overwrite what it is made of."""
+    if isinstance(source, (str, Path)) and Path(source).is_dir() and Path(folder).resolve() == Path(source).resolve():
+        raise ValueError(f"{str(folder)!r} is the checkpoint itself, which would be overwritten; name another folder.")
+
+
+def pixel_statistics(source: Any, num_channels: int, revision: str) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel by the checkpoint's image processor; 0.5 without one.
 
     Raises:

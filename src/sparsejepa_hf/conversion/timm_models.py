@@ -12,7 +12,7 @@ from transformers.activations import ACT2FN
 from ..evaluation.features import frozen_module
 from ..modeling_sparsejepa import SparseJEPAPreTrainedModel
 from .layouts import clean_names, encoder_weights, to_layout
-from .models import build_model, fields_from_shapes, load_source, pixel_statistics
+from .models import build_model, fields_from_shapes, load_source, pixel_statistics, refuse_own_folder
 
 
 # transformers' names of activations by timm's.
@@ -73,7 +73,7 @@ def to_timm(
     folder: str | Path | None = None,
     *,
     encoder: str = "target",
-    revision: str | None = None,
+    revision: str = "main",
 ) -> nn.Module:
     """One encoder, or a classifier, as a `VisionTransformer` of timm without class token and with mean pooling.
 
@@ -96,6 +96,8 @@ def to_timm(
     import timm
     from timm.models import save_for_hf
 
+    if folder is not None:
+        refuse_own_folder(source, folder)
     model = load_source(source, encoder, revision)
     config, state = model.config, to_layout(encoder_weights(model, encoder), "timm")
     names = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
