@@ -202,11 +202,21 @@ class TestToIJepa:
         for side in ("context", "target"):
             assert same_weights(to_ijepa(tmp_path, encoder=side), to_ijepa(model, encoder=side))
 
-    def test_weights_that_are_not_plain_are_refused(self, encoder):
+    @pytest.mark.parametrize("convert", [to_ijepa, to_timm])
+    def test_adapters_and_quantised_weights_are_refused(self, make_model, convert):
+        quantised = make_model(SparseJEPAVisionModel)
+        for layer in quantised.target_encoder.layers:
+            layer.mlp.fc1.weight = torch.nn.Parameter(layer.mlp.fc1.weight.to(torch.int8), requires_grad=False)
+        with pytest.raises(ValueError, match=r"is not plain: layers\.0\.mlp\.fc1\.weight"):
+            convert(quantised)
         peft = pytest.importorskip("peft")
-        adapted = peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["q_proj"]), encoder)
+        adapters = peft.LoraConfig(target_modules=["q_proj"])
+        head = make_model(SparseJEPAForImageClassification)
+        peft.get_peft_model(head, peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["classifier"]))
+        with pytest.raises(ValueError, match=r"is not plain: classifier\.bias, classifier\.modules_to_save"):
+            convert(head)
         with pytest.raises(ValueError, match="merge adapters first"):
-            to_ijepa(adapted)
+            convert(peft.inject_adapter_in_model(adapters, make_model(SparseJEPAVisionModel)))
 
 
 @pytest.fixture(scope="module")

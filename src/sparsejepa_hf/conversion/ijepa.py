@@ -66,7 +66,7 @@ def to_ijepa(
         the model in evaluation mode on the CPU, in the type of the weights.
 
     Raises:
-        ValueError: the model lacks the encoder, or its weights are not plain: quantised, or with adapters.
+        ValueError: the model lacks the encoder or some of its weights, or they are quantised or have adapters.
         OSError: there is no such checkpoint.
     """
     model = load_source(source, encoder, revision)
@@ -79,21 +79,7 @@ def to_ijepa(
     if is_classifier:
         state = {name if name.startswith("classifier.") else f"ijepa.{name}": state[name] for name in state}
     model_class = IJepaForImageClassification if is_classifier else IJepaModel
-    converted, info = model_class.from_pretrained(
-        None,
-        config=IJepaConfig(**fields),
-        state_dict=state,
-        dtype=model.dtype,
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-    )
-    odd = {str(name) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in info[kind]}
-    if odd:
-        raise ValueError(
-            f"The weights of {type(model).__name__} are not those of its configuration: {', '.join(sorted(odd))}. "
-            "Expected plain weights; merge adapters first, and load without quantisation."
-        )
-    return converted
+    return model_class.from_pretrained(None, config=IJepaConfig(**fields), state_dict=state, dtype=model.dtype)
 
 
 def export_encoder(

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import ViTImageProcessor
 from transformers.utils import logging
@@ -37,7 +38,7 @@ def load_source(
     """The model given, or a checkpoint of this family as the smallest class that has the encoder.
 
     Raises:
-        ValueError: the model lacks the encoder, or the checkpoint some of its weights.
+        ValueError: the model lacks the encoder or some of its weights, or they are quantised or have adapters.
         OSError: there is no such checkpoint.
     """
     if encoder not in ("target", "context"):
@@ -56,8 +57,21 @@ def load_source(
         missing = sorted(name for name in info["missing_keys"] if not name.startswith("predictor."))
     if missing:
         raise ValueError(f"The checkpoint {str(source)!r} lacks {', '.join(missing)}; expected complete weights.")
-    if not encoder_weights(model, encoder):
+    weights = encoder_weights(model, encoder)
+    if not weights:
         raise ValueError(f"The model given, {type(model).__name__}, {_NO_CONTEXT}")
+    with torch.device("meta"):
+        plain = set(encoder_weights(SparseJEPAVisionModel(model.config), "target"))
+    if any(name.startswith("classifier.") for name in weights):
+        plain |= {"classifier.weight", "classifier.bias"}
+    odd = weights.keys() ^ plain
+    odd |= {name for name in weights if type(weights[name]) is not Tensor or not weights[name].is_floating_point()}
+    if odd:
+        raise ValueError(
+            f"The encoder of the model given, {type(model).__name__}, is not plain: {', '.join(sorted(odd)[:4])} and "
+            f"so on ({len(odd)} in all). Expected one floating-point tensor for each weight; merge adapters first, "
+            "and load without quantisation."
+        )
     return model
 
 
