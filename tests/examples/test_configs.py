@@ -10,7 +10,7 @@ from examples.reproduce.queue import read_queue
 from sparsejepa_hf import PRESETS
 from sparsejepa_hf.masking import MultiBlockMaskSampler
 from sparsejepa_hf.training import FINE_TUNING_OPTION_TYPES, OPTION_TYPES, parse_options
-from sparsejepa_hf.training.options import RECIPES
+from sparsejepa_hf.training import options as built_in
 
 
 RECIPES = sorted((Path(__file__).parents[2] / "examples" / "configs").glob("*.yaml"))
@@ -32,7 +32,7 @@ def test_there_are_recipes():
 
 def test_the_package_has_the_recipes_by_name(tmp_path, monkeypatch):
     """An installed package has no checkout to take a file from; a file of one's own goes first."""
-    assert set(RECIPES) == {path.stem for path in CONFIGS + FINE_TUNING}
+    assert set(built_in.RECIPES) == {path.stem for path in CONFIGS + FINE_TUNING}
     monkeypatch.chdir(tmp_path)
     assert parse_options(OPTION_TYPES, ["demo", "--report_to", "none"])[1].dataset == "textured-scenes"
     Path("demo").write_text("dataset: mine\noutput_dir: out\nuse_cpu: true")
