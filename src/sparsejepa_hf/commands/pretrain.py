@@ -12,6 +12,7 @@ with its image processor, the resolved options (`pretraining_options.yaml`, whic
 """
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Pre-trains from `[RECIPE] [--flag value …]`, by default the command line's, and returns the results."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0].startswith("-"):
-        words = [DEFAULT_RECIPE, *([] if has_bf16() else ["--bf16", "false"]), *words]
+        words = [DEFAULT_RECIPE, *_for_this_machine(), *words]
     model_args, data_args, training_args = parse_options(OPTION_TYPES, words, "sparsejepa pretrain")
     refuse_other_checkpoints(training_args)
     # Asked for before the run: what is committed during it had no part in it.
@@ -86,6 +87,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         report(results)
     trainer.finish()
     return results
+
+
+def _for_this_machine() -> list[str]:
+    """What the default recipe leaves to the machine; flags of the user override it."""
+    return ["--bf16", str(has_bf16()), "--dataloader_num_workers", str(min(8, os.cpu_count() or 1))]
 
 
 def report(results: dict[str, Any]) -> None:
