@@ -20,7 +20,9 @@ def test_one_checkpoint_is_probed_and_a_missing_data_set_is_an_error_at_the_end(
 
 def test_shares_of_the_labels_are_named_or_none_is_wanted(capsys):
     """A flag without a share asks for nothing, so it is refused."""
-    settings = [probe.probe_settings(probe.parse(["x", "--tasks", "y", *flags])) for flags in ([], ["--low_shot", "0"])]
+    settings = [
+        probe.probe_settings(probe.parse(["x", "--tasks", "y", *flags])) for flags in ([], ["--low_shot", "0"])
+    ]
     assert [one.low_shot for one in settings] == [(0.01, 0.1), ()]
     with pytest.raises(SystemExit):
         probe.parse(["x", "--tasks", "y", "--low_shot"])

@@ -1,10 +1,10 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """Write a SparseJEPA checkpoint for other tools.
 
-    sparsejepa export runs/images out/ --to encoder    # the target encoder as a plain I-JEPA of transformers
-    sparsejepa export runs/images out/ --to timm       # the target encoder as a ViT of timm
-    sparsejepa export runs/images out.onnx --to onnx   # features, for any size of batch
-    sparsejepa export runs/images out/ --to endpoint   # the checkpoint with a handler for Inference Endpoints
+sparsejepa export runs/images out/ --to encoder    # the target encoder as a plain I-JEPA of transformers
+sparsejepa export runs/images out/ --to timm       # the target encoder as a ViT of timm
+sparsejepa export runs/images out.onnx --to onnx   # features, for any size of batch
+sparsejepa export runs/images out/ --to endpoint   # the checkpoint with a handler for Inference Endpoints
 """
 
 import argparse

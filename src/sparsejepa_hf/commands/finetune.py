@@ -4,9 +4,9 @@
     sparsejepa finetune --model_name_or_path runs/images --dataset /data/folder-of-classes --output_dir runs/classifier
     accelerate launch -m sparsejepa_hf finetune cifar100-cpu-finetune --model_name_or_path runs/demo
 
-Options stand in a YAML file or a built-in recipe; flags override them; `--help` lists them all. The output folder holds the classifier
-with its class names and image processor, the resolved options (`finetuning_options.yaml`, which runs again as it
-stands) and the results (`finetuning_results.json`).
+Options stand in a YAML file or a built-in recipe; flags override them; `--help` lists them all. The output folder holds
+the classifier with its class names and image processor, the resolved options (`finetuning_options.yaml`, which runs
+again as it stands) and the results (`finetuning_results.json`).
 """
 
 import json
@@ -34,9 +34,7 @@ from ..training import (
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Fine-tunes from `[RECIPE] [--flag value …]`, by default the command line's, and returns the results."""
-    model_args, data_args, training_args = parse_options(
-        FINE_TUNING_OPTION_TYPES, arguments, "sparsejepa finetune"
-    )
+    model_args, data_args, training_args = parse_options(FINE_TUNING_OPTION_TYPES, arguments, "sparsejepa finetune")
     checkpoint, folder = model_args.model_name_or_path, Path(training_args.output_dir)
     if folder.resolve() == Path(checkpoint).resolve():
         raise ValueError(

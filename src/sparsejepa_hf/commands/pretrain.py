@@ -38,6 +38,7 @@ from ..training.arguments import has_bf16
 # For images of any kind: of one's own, and of a size of their own.
 DEFAULT_RECIPE = "imagefolder-vit-small"
 
+
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Pre-trains from `[RECIPE] [--flag value …]`, by default the command line's, and returns the results."""
     words = list(sys.argv[1:] if arguments is None else arguments)

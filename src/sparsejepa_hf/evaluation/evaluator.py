@@ -82,7 +82,7 @@ def add_probe_flags(parser: argparse.ArgumentParser, default: ProbeSettings) -> 
     """Adds a flag for each field of [`ProbeSettings`] to a parser."""
     add = parser.add_argument
     add("--feature_kinds", nargs="+", default=default.feature_kinds, help="LAYERS/POOLING; chosen on validation")
-    add("--low_shot", type=float, nargs="+", default=default.low_shot, help="shares of the labels to probe on; 0: none")
+    add("--low_shot", type=float, nargs="+", default=default.low_shot, help="shares of the labels to try; 0: none")
     add("--probe_train_examples", type=int, help="probe on a random subset of this size")
     add("--probe_seed", type=int, default=default.seed, help="of the probes' splits and subsets")
     add("--keep_duplicates", action="store_true", help="keep test images that also occur in train")

@@ -24,6 +24,6 @@ def write_handler(folder: str | Path) -> Path:
     folder = Path(folder)
     for name in ("config.json", "preprocessor_config.json"):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"The folder {str(folder)!r} has no {name}; expected a checkpoint as a run saves it.")
+            raise FileNotFoundError(f"The folder {str(folder)!r} has no {name}; expected the folder of a run.")
     (folder / "requirements.txt").write_text("\n".join(REQUIREMENTS) + "\n", encoding="utf-8")
     return Path(shutil.copyfile(Path(__file__).with_name("handler.py"), folder / "handler.py"))

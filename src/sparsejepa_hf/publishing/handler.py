@@ -1,8 +1,8 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """Serves a SparseJEPA checkpoint on Hugging Face Inference Endpoints, which look for this file beside the checkpoint.
 
-A request is JSON, `{"inputs": image or [image, …], "parameters": {…}}` with images as base64 texts, or the bytes of one
-image under an image content type. The parameters, all optional:
+A request is JSON, `{"inputs": image or [image, …], "parameters": {…}}` with images as base64 texts, or the bytes of
+one image under an image content type. The parameters, all optional:
 
 - `task`: "features"; "groups", the norms ‖u_g‖ of the groups; or "classes". Default: "classes" of a classifier, else
   "features". A checkpoint has the tasks that its model has.
