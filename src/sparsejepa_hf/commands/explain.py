@@ -12,6 +12,7 @@ is said there, and the rest is shown.
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from datasets.exceptions import DatasetsError
 from safetensors import SafetensorError
@@ -37,7 +38,7 @@ def run(own: argparse.Namespace) -> None:
     folder = Path(own.checkpoint) if Path(own.checkpoint).is_dir() else Path("runs") / Path(own.checkpoint).name
     report = Path(own.report or folder / "groups.html")
 
-    def load(source: str, **options: object) -> VisionEncoder:
+    def load(source: str, **options: Any) -> VisionEncoder:
         return load_encoder(source, trust_remote_code=own.trust_remote_code, device=own.device, **options)
 
     encoder = load(own.checkpoint)

@@ -4,9 +4,9 @@
     sparsejepa finetune --model_name_or_path runs/images --dataset /data/folder-of-classes --output_dir runs/classifier
     accelerate launch -m sparsejepa_hf finetune cifar100-cpu-finetune --model_name_or_path runs/demo
 
-Options stand in a YAML file or a built-in recipe; flags override them; `--help` lists them all. The output folder holds
-the classifier with its class names and image processor, the resolved options (`finetuning_options.yaml`, which runs
-again as it stands) and the results (`finetuning_results.json`).
+Options stand in a YAML file or a built-in recipe; flags override them; `--help` lists them all. The output folder
+holds the classifier with its class names and image processor, the resolved options (`finetuning_options.yaml`, which
+runs again as it stands) and the results (`finetuning_results.json`).
 """
 
 import json

@@ -13,6 +13,7 @@ import argparse
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
@@ -87,7 +88,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def report(name: str, figures: dict[str, object]) -> None:
+def report(name: str, figures: dict[str, Any]) -> None:
     """Prints a data set's figures."""
     if "failed" in figures:
         print(f"\n{name}: {figures['failed']}")

@@ -57,7 +57,7 @@ class EndpointHandler:
         model = auto_class.from_pretrained(path, trust_remote_code=True).eval()
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.encoder = getattr(model, "sparsejepa", model)
-        self.tasks = {"features": self._features}
+        self.tasks: dict[str, Callable[..., list[Any]]] = {"features": self._features}
         if auto_class is AutoModelForImageClassification:
             self.tasks = {"classes": self._classes, **self.tasks}
         if auto_class is AutoModelForPreTraining and config.use_grouping:
