@@ -58,7 +58,10 @@ setup(
         "sparsejepa_hf.interpret.app": ["README.md", "requirements.txt", "page.css"],
         "sparsejepa_hf.interpret": ["report_template.html"],
         "sparsejepa_hf.publishing": ["model_card_template.md"],
+        "sparsejepa_hf.training": ["recipes/*.yaml"],
     },
+    exclude_package_data={"sparsejepa_hf.training": ["recipes/queue-*"]},
+    entry_points={"console_scripts": ["sparsejepa = sparsejepa_hf.commands:main"]},
     python_requires=">=3.10",
     install_requires=INSTALL_REQUIRES,
     extras_require={

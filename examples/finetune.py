@@ -1,103 +1,10 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
-"""Fine-tune a pre-trained encoder as an image classifier, and test it.
+"""Fine-tune a pre-trained encoder as an image classifier: `sparsejepa finetune` as a script for launchers.
 
-    python examples/finetune.py examples/configs/cifar100-cpu-finetune.yaml
-    accelerate launch examples/finetune.py examples/configs/cifar100-cpu-finetune.yaml --model_name_or_path runs/demo
-
-Options stand in the YAML file; flags override them; `--help` lists them all. The output folder holds the classifier
-with its class names and image processor, the resolved options (`finetuning_options.yaml`, which runs again as it
-stands), the results (`finetuning_results.json`) and a model card.
+The flow is in `src/sparsejepa_hf/commands/finetune.py`, to read, copy and change.
 """
 
-import json
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
-from transformers import set_seed
-
-from sparsejepa_hf.records import provenance
-from sparsejepa_hf.training import (
-    FINE_TUNING_OPTION_TYPES,
-    FineTuningTrainer,
-    image_processor,
-    load_classifier,
-    load_finetuning_data,
-    parse_options,
-    pixel_statistics,
-    read_config,
-    refuse_other_checkpoints,
-    square_side,
-    write_options,
-)
-
-
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Fine-tunes from `[FILE.yaml] [--flag value …]`, by default the command line's, and returns the results."""
-    model_args, data_args, training_args = parse_options(FINE_TUNING_OPTION_TYPES, arguments)
-    checkpoint, folder = model_args.model_name_or_path, Path(training_args.output_dir)
-    if folder.resolve() == Path(checkpoint).resolve():
-        raise ValueError(
-            f"output_dir is {str(folder)!r}, which holds the checkpoint to begin from; the result would overwrite it. "
-            "Choose another output_dir."
-        )
-    refuse_other_checkpoints(training_args)
-    # Asked for before the run: what is committed during it had no part in it.
-    origin = provenance()
-
-    config = read_config(checkpoint)
-    data = load_finetuning_data(data_args, square_side(config), holds_out=training_args.eval_strategy != "no")
-    # After the data, so that the classifier starts the same whether they were in a cache or not.
-    set_seed(training_args.seed)
-    statistics = pixel_statistics(checkpoint, data_args.image_mean, data_args.image_std)
-    trainer = FineTuningTrainer(
-        model=load_classifier(checkpoint, data.class_names, training_args.random_weights),
-        args=training_args,
-        train_dataset=data.train,
-        eval_dataset=data.validation,
-        processing_class=image_processor(config.image_sides, *statistics),
-    )
-    if trainer.is_world_process_zero():
-        write_options(folder, model_args, data_args, training_args, name="finetuning_options.yaml")
-
-    output = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    trainer.save_model()
-    trainer.save_state()
-    parts = [part for part in (data.train, data.validation, data.test) if part is not None]
-    results = {
-        "output_dir": training_args.output_dir,
-        "model_name_or_path": checkpoint,
-        "train_metrics": output.metrics,
-        "class_names": data.class_names,
-        "num_train_examples": len(data.train),
-        "num_validation_examples": 0 if data.validation is None else len(data.validation),
-        "num_test_examples": len(data.test),
-        "num_undecodable": sum(part.num_bad for part in parts),
-        "validation": None if data.validation is None else trainer.measure(data.validation),
-        "test": trainer.measure(data.test),
-        "provenance": origin,
-    }
-    measured = {data_args.test_split: results["test"], f"held out of {data_args.train_split}": results["validation"]}
-    trainer.create_model_card(
-        dataset=data_args.dataset,
-        results={split: scores for split, scores in measured.items() if scores},
-        finetuned_from=checkpoint,
-        origin=origin,
-    )
-    if trainer.is_world_process_zero():
-        (folder / "finetuning_results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        report(results)
-    trainer.finish()
-    return results
-
-
-def report(results: dict[str, Any]) -> None:
-    """Prints where the classifier is and what it reaches."""
-    print(f"\nClassifier: {results['output_dir']}  (pipeline('image-classification', ...) loads it)")
-    for part in ("validation", "test"):
-        if results[part] is not None:
-            numbers = ", ".join(f"{name} {value:.4g}" for name, value in results[part].items())
-            print(f"  {part:<11}{results[f'num_{part}_examples']:>7} images: {numbers}")
+from sparsejepa_hf.commands.finetune import main
 
 
 if __name__ == "__main__":

@@ -2,14 +2,14 @@
 """Fixtures: tiny trainers and runs on a 4x4 grid, and what one reads off them."""
 
 import gc
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
@@ -22,8 +22,6 @@ from sparsejepa_hf.training import SparseJEPATrainer, SparseJEPATrainingArgument
 # Every train() collects garbage: a second's work where it goes through all that the libraries hold, and a tenth of it
 # where that is set aside.
 gc.freeze()
-
-EXAMPLES = Path(__file__).parents[1] / "examples"
 
 SIZES: dict[str, Any] = {
     "image_size": 16,
@@ -68,9 +66,10 @@ FAST: dict[str, Any] = {
     "collapse_min_rank": 0.0,
 }
 
-# Two steps of a pre-training run, as `examples/pretrain.py` takes it from a file or flags.
+# Two steps of a pre-training run, as the command `pretrain` takes it from a file or flags.
 TINY_RUN: dict[str, Any] = {
     **SIZES,
+    "dataset": "synthetic-scenes",
     "sparsity_weight": 0.1,
     "kl_weight": 1e-3,
     "max_steps": 2,
@@ -153,16 +152,22 @@ def checkpoint(tmp_path: Path, make_small_config) -> str:
 
 
 @pytest.fixture(scope="session")
-def load_example() -> Callable[[str], ModuleType]:
-    """Loads `examples/NAME.py` as a module; its `main` takes the words of a command line."""
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder split/class/i.png: noise of 16 pixels in three tints, 20 of each to train on and 12 to test.
 
-    def load(name: str) -> ModuleType:
-        spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    return load
+    The classes are named 1 to 3, so they may be counts. The first test image of each also occurs in train.
+    """
+    root, generator = tmp_path_factory.mktemp("data") / "images", np.random.default_rng(0)
+    for channel, name in enumerate("123"):
+        pixels = generator.integers(0, 160, (32, 16, 16, 3), dtype=np.uint8)
+        pixels[..., channel] += 90
+        pixels[20] = pixels[0]
+        for split, chosen in (("train", range(20)), ("test", range(20, 32))):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in chosen:
+                Image.fromarray(pixels[i]).save(folder / f"{i}.png")
+    return root
 
 
 @pytest.fixture(scope="session")

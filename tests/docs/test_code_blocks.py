@@ -19,6 +19,10 @@ from typing import Any
 import pytest
 import yaml
 
+from sparsejepa_hf.commands import COMMANDS
+from sparsejepa_hf.commands import main as commands_of_the_package
+from sparsejepa_hf.training.options import RECIPES
+
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")]
@@ -107,6 +111,10 @@ def test_a_yaml_block_is_yaml(block):
         ("python examples/pretrain.py examples/configs/nothing.yaml", "no file"),
         ("python examples/pretrain.py examples/configs/demo.yaml --nothing 1", "no flag --nothing"),
         ("accelerate launch examples/pretrain.py examples/configs/demo.yaml --nothing 1", "no flag --nothing"),
+        ("sparsejepa nothing", "no command nothing"),
+        ("sparsejepa pretrain nothing --output_dir runs/mine", "no recipe nothing"),
+        ("sparsejepa probe runs/demo --nothing", "no flag --nothing"),
+        ("accelerate launch -m sparsejepa_hf pretrain demo --nothing 1", "no flag --nothing"),
         ("make nothing", "no target"),
         ('pip install -e ".[nothing]"', "no extra"),
         ("frobnicate", "unknown command"),
@@ -130,8 +138,12 @@ def what_is_wrong(command: list[str]) -> str | None:
     """What a command names that is not there, or None."""
     text = " ".join(command)
     if launcher := next((name for name in _LAUNCHERS if text.startswith(name)), None):
+        if "sparsejepa_hf" in command:
+            return _of_sparsejepa(command[command.index("sparsejepa_hf") + 1 :])
         script = next((place for place, word in enumerate(command) if word.endswith(".py")), None)
         return what_is_wrong(["python", *command[script:]]) if script else f"{launcher} starts no script"
+    if command[0] == "sparsejepa":
+        return _of_sparsejepa(command[1:])
     if command[0] == "python":
         return _of_python(command[1:])
     if command[0] == "make":
@@ -148,6 +160,17 @@ def what_is_wrong(command: list[str]) -> str | None:
         if command[0] in ("git", "cd", "source", "pre-commit", "ruff", "mypy", "pytest", "tensorboard")
         else "unknown command"
     )
+
+
+def _of_sparsejepa(words: list[str]) -> str | None:
+    name, rest = words[0], words[1:]
+    if name not in COMMANDS:
+        return f"no command {name}"
+    if name in ("pretrain", "finetune") and not rest[0].startswith("-"):
+        if rest[0] not in RECIPES and not (ROOT / rest[0]).is_file() and Path(rest[0]).name not in _WRITTEN:
+            return f"no recipe {rest[0]}"
+    wrong = [word for word in rest if word.startswith("--") and word not in flags(f"sparsejepa {name}")]
+    return f"no flag {wrong[0]}" if wrong else None
 
 
 def _of_python(words: list[str]) -> str | None:
@@ -173,12 +196,14 @@ def _of_python(words: list[str]) -> str | None:
 
 @cache
 def flags(name: str) -> set[str]:
-    """The flags of a script or module, as its own --help lists them."""
+    """The flags of a command, a script or a module, as its own --help lists them."""
     printed, arguments = io.StringIO(), sys.argv
     try:
         sys.argv = [name, "--help"]
         with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-            if name.endswith(".py"):
+            if name.startswith("sparsejepa "):
+                commands_of_the_package([name.removeprefix("sparsejepa "), "--help"])
+            elif name.endswith(".py"):
                 runpy.run_path(str(ROOT / name), run_name="__main__")
             else:
                 runpy.run_module(name, run_name="__main__")

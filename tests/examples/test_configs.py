@@ -10,6 +10,7 @@ from examples.reproduce.queue import read_queue
 from sparsejepa_hf import PRESETS
 from sparsejepa_hf.masking import MultiBlockMaskSampler
 from sparsejepa_hf.training import FINE_TUNING_OPTION_TYPES, OPTION_TYPES, parse_options
+from sparsejepa_hf.training import options as built_in
 
 
 RECIPES = sorted((Path(__file__).parents[2] / "examples" / "configs").glob("*.yaml"))
@@ -19,11 +20,25 @@ CONFIGS = [path for path in RECIPES if path not in FINE_TUNING + QUEUES]
 
 
 def read(path: Path, *flags: str):
-    return parse_options(OPTION_TYPES, [str(path), "--use_cpu", "--report_to", "none", *flags])
+    flags = ("--use_cpu", "--report_to", "none", *flags)
+    if "dataset" not in yaml.safe_load(path.read_text(encoding="utf-8")):
+        flags = ("--dataset", "data/mine", "--output_dir", "runs/mine", *flags)
+    return parse_options(OPTION_TYPES, [str(path), *flags])
 
 
 def test_there_are_recipes():
     assert "demo" in {path.stem for path in CONFIGS}
+
+
+def test_the_package_has_the_recipes_by_name(tmp_path, monkeypatch):
+    """An installed package has no checkout to take a file from; a file of one's own goes first."""
+    assert set(built_in.RECIPES) == {path.stem for path in CONFIGS + FINE_TUNING}
+    monkeypatch.chdir(tmp_path)
+    assert parse_options(OPTION_TYPES, ["demo", "--report_to", "none"])[1].dataset == "textured-scenes"
+    Path("demo").write_text("dataset: mine\noutput_dir: out\nuse_cpu: true")
+    assert parse_options(OPTION_TYPES, ["demo", "--report_to", "none"])[1].dataset == "mine"
+    with pytest.raises(ValueError, match="no file dem; expected .* built-in recipe .*cifar100-cpu, .*demo, "):
+        parse_options(OPTION_TYPES, ["dem"])
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -22,7 +22,8 @@ def parse(tmp_path: Path):
     """Parses a mapping, written to a YAML file, and flags."""
 
     def run(options: dict | str | None = None, *flags: str):
-        arguments = ["--output_dir", str(tmp_path / "out"), "--use_cpu", "--report_to", "none", *flags]
+        arguments = ["--output_dir", str(tmp_path / "out"), "--use_cpu", "--report_to", "none"]
+        arguments += ["--dataset", "synthetic-scenes", *flags]
         if options is not None:
             path = tmp_path / "options.yaml"
             path.write_text(options if isinstance(options, str) else yaml.safe_dump(options), encoding="utf-8")
@@ -71,7 +72,9 @@ def test_null_says_nothing_where_nothing_is_an_answer_and_is_refused_elsewhere(p
 def test_lists_of_text_arrive_whole(parse, tmp_path):
     path = tmp_path / "options.yaml"
     path.write_text("report_to: [tensorboard]\ndebug: []\ninclude_for_metrics: []\n", encoding="utf-8")
-    _, _, training = parse_options(OPTION_TYPES, [str(path), "--output_dir", str(tmp_path), "--use_cpu"])
+    _, _, training = parse_options(
+        OPTION_TYPES, [str(path), "--dataset", "x", "--output_dir", str(tmp_path), "--use_cpu"]
+    )
     assert training.report_to == ["tensorboard"] and training.include_for_metrics == []
 
 

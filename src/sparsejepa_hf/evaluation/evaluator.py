@@ -82,7 +82,7 @@ def add_probe_flags(parser: argparse.ArgumentParser, default: ProbeSettings) -> 
     """Adds a flag for each field of [`ProbeSettings`] to a parser."""
     add = parser.add_argument
     add("--feature_kinds", nargs="+", default=default.feature_kinds, help="LAYERS/POOLING; chosen on validation")
-    add("--low_shot", type=float, nargs="*", default=default.low_shot, help="also probe on these shares of the labels")
+    add("--low_shot", type=float, nargs="+", default=default.low_shot, help="shares of the labels to try; 0: none")
     add("--probe_train_examples", type=int, help="probe on a random subset of this size")
     add("--probe_seed", type=int, default=default.seed, help="of the probes' splits and subsets")
     add("--keep_duplicates", action="store_true", help="keep test images that also occur in train")
@@ -94,7 +94,7 @@ def probe_settings(flags: argparse.Namespace) -> ProbeSettings:
     """The settings of the flags of [`add_probe_flags`], once they are parsed."""
     return ProbeSettings(
         feature_kinds=tuple(flags.feature_kinds),
-        low_shot=tuple(flags.low_shot),
+        low_shot=tuple(share for share in flags.low_shot if share),
         exclude_duplicates=not flags.keep_duplicates,
         max_train_examples=flags.probe_train_examples,
         seed=flags.probe_seed,

@@ -6,6 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import TrainingArguments
+from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
+
+
+def has_bf16() -> bool:
+    """Whether an accelerator is here that computes in bf16."""
+    return bool(is_torch_bf16_gpu_available() or is_torch_xla_available())
 
 
 class _Secret(str):
@@ -47,6 +53,11 @@ class ImageTrainingArguments(TrainingArguments):
         if self.accelerator_config is None and self.dataloader_pin_memory and not self.use_cpu:
             # transformers' default waits for the copy of each batch, even from pinned memory.
             self.accelerator_config: Any = {"non_blocking": True}
+        if (self.bf16 or self.bf16_full_eval) and not (self.use_cpu or has_bf16()):
+            raise ValueError(
+                "bf16 is true, but there is no GPU here that has it. Set bf16 to false; to train in bf16 on the CPU, "
+                "which is slow on most, set use_cpu to true."
+            )
         super().__post_init__()
         # A non-finite loss is an error here, not something to hide; and the collator picks the columns.
         self.logging_nan_inf_filter = self.remove_unused_columns = False

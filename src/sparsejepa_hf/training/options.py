@@ -52,7 +52,6 @@ class ImageDataArguments:
 class DataArguments(ImageDataArguments):
     """Which images to pre-train on, and how the result is looked at."""
 
-    dataset: str = field(default="synthetic-scenes", metadata={"help": _DATASET_HELP})
     eval_split: str | None = field(default=None, metadata={"help": "Held-out split, for the monitors; or none."})
     max_eval_examples: int | None = field(
         default=None, metadata={"help": "Take this many held-out images, chosen at random; default: all."}
@@ -168,43 +167,62 @@ class FineTuningDataArguments(ImageDataArguments):
             raise ValueError("Of image_mean and image_std one is given alone; expected both, or neither.")
 
 
-# What `examples/pretrain.py` and `examples/finetune.py` take.
+# What the commands `pretrain` and `finetune` take.
 OPTION_TYPES = (ModelArguments, DataArguments, SparseJEPATrainingArguments)
 FINE_TUNING_OPTION_TYPES = (FineTuningModelArguments, FineTuningDataArguments, FineTuningArguments)
+
+# The built-in recipes: files of `examples/configs`, which lies here under a link. A queue of runs is no recipe.
+_FILES = sorted((Path(__file__).parent / "recipes").glob("*.yaml"))
+RECIPES = {path.stem: path for path in _FILES if not path.stem.startswith("queue-")}
 
 
 # ---- from a file and flags ----
 
 
-def parse_options(option_types: Sequence[type], arguments: Sequence[str] | None = None) -> tuple[Any, ...]:
-    """Parses `[FILE.yaml] [--flag value …]`; flags override the file.
+def parse_options(
+    option_types: Sequence[type], arguments: Sequence[str] | None = None, program: str | None = None
+) -> tuple[Any, ...]:
+    """Parses `[RECIPE] [--flag value …]`; flags override the recipe, a YAML file or the name of a built-in one.
 
     Args:
         option_types: dataclasses that share no field name.
         arguments: the words; default: the command line's.
+        program: what `--help` calls the command; default: the script's name.
 
     Returns:
         one instance of each dataclass.
 
     Raises:
         ValueError: for a file that is missing, not a mapping, or has unknown keys.
-        SystemExit: for unknown flags, as argparse does.
+        SystemExit: for unknown flags, and without an output_dir, as argparse does.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     from_file: list[str] = []
     flagless: dict[str, Any] = {}
     if words and not words[0].startswith("-"):
-        from_file, flagless = _file_as_flags(Path(words.pop(0)), option_types)
-    usage = "%(prog)s [FILE.yaml] [--flag value ...]; the file holds the flags below by name, and flags override it"
-    parser = HfArgumentParser(option_types, allow_abbrev=False, usage=usage)
+        from_file, flagless = _file_as_flags(_find_recipe(words.pop(0)), option_types)
+    usage = "%(prog)s [RECIPE] [--flag value ...]; a YAML file holds the flags below by name, and flags override it"
+    parser = HfArgumentParser(option_types, prog=program, allow_abbrev=False, usage=usage)
     parser.set_defaults(**flagless)
+    # transformers would write into a folder of its own choice.
+    parser._option_string_actions["--output_dir"].required = True
     return parser.parse_args_into_dataclasses([*from_file, *words])
+
+
+def _find_recipe(name: str) -> Path:
+    """The file of this name, or else the built-in recipe."""
+    if Path(name).is_file():
+        return Path(name)
+    if name not in RECIPES:
+        raise ValueError(
+            f"There is no file {name}; expected a YAML file of options, the name of a built-in recipe "
+            f"({', '.join(RECIPES)}), or flags beginning with --."
+        )
+    return RECIPES[name]
 
 
 def _file_as_flags(path: Path, option_types: Sequence[type]) -> tuple[list[str], dict[str, Any]]:
     """The file's options as flags, so that argparse checks both alike, and those that no flag can express."""
-    if not path.is_file():
-        raise ValueError(f"There is no file {path}; expected a YAML file of options, or flags beginning with --.")
     options = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(options, dict):
         raise ValueError(f"{path} holds {type(options).__name__}; expected a mapping of options to values.")

@@ -1,5 +1,5 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
-"""`examples/finetune.py`: whole runs on coloured squares, and what is refused before they begin."""
+"""`sparsejepa finetune`: whole runs on coloured squares, and what is refused before they begin."""
 
 import json
 import os
@@ -18,6 +18,7 @@ from PIL import Image
 from transformers import BertConfig, TrainerCallback, pipeline
 
 import sparsejepa_hf
+from sparsejepa_hf.commands import finetune
 from sparsejepa_hf.records import provenance
 from sparsejepa_hf.training import FineTuningTrainer, NonFiniteLossError, run_data
 
@@ -68,18 +69,12 @@ def save_data(tmp_path):
 
 
 @pytest.fixture
-def example(load_example):
-    """The script, whose names a test may replace."""
-    return load_example("finetune")
-
-
-@pytest.fixture
-def run(tmp_path, checkpoint, save_data, example, as_flags):
+def run(tmp_path, checkpoint, save_data, as_flags):
     """Fine-tunes on coloured squares, or on `dataset`."""
 
     def run(dataset=None, model=None, **options):
         given = {"model_name_or_path": model or checkpoint, "dataset": dataset or save_data()}
-        return example.main(as_flags(**given, **{"output_dir": tmp_path / "run", **FAST, **options}))
+        return finetune.main(as_flags(**given, **{"output_dir": tmp_path / "run", **FAST, **options}))
 
     return run
 
@@ -136,14 +131,14 @@ def test_a_frozen_encoder_stays_as_it_was(run, checkpoint, tmp_path):
     assert all(not torch.equal(whole[name], before[name]) for name in encoder), "each moves otherwise"
 
 
-def test_selection_sees_a_stratified_part_of_train_and_never_the_test_split(run, example, tmp_path, monkeypatch):
+def test_selection_sees_a_stratified_part_of_train_and_never_the_test_split(run, tmp_path, monkeypatch):
     """The best checkpoint on the validation part is the one that is saved and tested, though the last is useless."""
     seen = []
     predict = FineTuningTrainer.predict
     monkeypatch.setattr(
         FineTuningTrainer, "predict", lambda self, d, **k: seen.append(self.is_in_train) or predict(self, d, **k)
     )
-    monkeypatch.setattr(example, "FineTuningTrainer", _SpoiledAtTheEnd)
+    monkeypatch.setattr(finetune, "FineTuningTrainer", _SpoiledAtTheEnd)
     results = run(eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True)
     held_out = results["num_validation_examples"]
     assert 7 <= held_out <= 10 and results["num_train_examples"] == 96 - held_out, "a tenth of each class"
@@ -182,10 +177,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(run, tmp_path, mix
     assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
 
 
-def test_the_options_that_were_written_run_again_to_the_bit(run, example, tmp_path):
+def test_the_options_that_were_written_run_again_to_the_bit(run, tmp_path):
     run(max_steps=3)
     options = tmp_path / "run" / "finetuning_options.yaml"
-    example.main([str(options), "--output_dir", str(tmp_path / "again")])
+    finetune.main([str(options), "--output_dir", str(tmp_path / "again")])
     first, again = weights_in(tmp_path / "run"), weights_in(tmp_path / "again")
     assert all(torch.equal(again[name], tensor) for name, tensor in first.items())
 
@@ -245,8 +240,8 @@ def test_nothing_is_overwritten(run, checkpoint):
         run()
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_before_anything_is_saved(run, example, tmp_path, monkeypatch):
-    load = example.load_classifier
+def test_a_loss_that_is_not_finite_ends_the_run_before_anything_is_saved(run, tmp_path, monkeypatch):
+    load = finetune.load_classifier
 
     def broken(*args):
         model = load(*args)
@@ -254,7 +249,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_anything_is_saved(run, ex
             model.classifier.bias.fill_(torch.nan)
         return model
 
-    monkeypatch.setattr(example, "load_classifier", broken)
+    monkeypatch.setattr(finetune, "load_classifier", broken)
     for logging_steps in (1, 1000):
         with pytest.raises(NonFiniteLossError, match="The loss is nan"):
             run(logging_steps=logging_steps)
@@ -271,7 +266,7 @@ def test_an_unknown_normalisation_is_said(run, checkpoint, hear_warnings):
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_trains_with_twice_the_batch(example, checkpoint, save_data, tmp_path, capsys):
+def test_two_processes_train_what_one_trains_with_twice_the_batch(checkpoint, save_data, tmp_path, capsys):
     options = {**FAST, "model_name_or_path": checkpoint, "dataset": save_data(), "max_steps": 6, "optim": "sgd"}
     options |= {"eval_strategy": "steps", "eval_steps": 3}
     recipes = {}
@@ -279,11 +274,11 @@ def test_two_processes_train_what_one_trains_with_twice_the_batch(example, check
         recipes[name] = str(tmp_path / f"{name}.yaml")
         own = {"per_device_train_batch_size": batch, "output_dir": str(tmp_path / name)}
         Path(recipes[name]).write_text(yaml.safe_dump({**options, **own}), encoding="utf-8")
-    example.main([recipes["one"]])
+    finetune.main([recipes["one"]])
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     source = str(Path(sparsejepa_hf.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [*launch, example.__file__, recipes["two"]]
+    command = [*launch, "-m", "sparsejepa_hf", "finetune", recipes["two"]]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
     for printed in (capsys.readouterr().out, done.stdout):

@@ -1,5 +1,5 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
-"""`examples/pretrain.py`: whole runs from their options, and what is refused before or after them."""
+"""`sparsejepa pretrain`: whole runs from their options, and what is refused before or after them."""
 
 import json
 import os
@@ -16,17 +16,20 @@ from PIL import Image
 from transformers import AutoModel
 
 import sparsejepa_hf
+from sparsejepa_hf.commands.pretrain import main
 from sparsejepa_hf.records import provenance
 from sparsejepa_hf.training import run_data
 
 
 @pytest.fixture
-def run(tmp_path, make_recipe, load_example, as_flags):
+def run(tmp_path, make_recipe):
     sizes = {"max_train_examples": 64, "max_eval_examples": 48, "eval_split": "test", "probe": False}
 
     def run(**options):
         given = make_recipe(**{**sizes, "output_dir": tmp_path / "run", **options})
-        return load_example("pretrain").main(as_flags(**given))
+        given = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(given), encoding="utf-8")
+        return main([str(tmp_path / "run.yaml")])
 
     return run
 
@@ -75,6 +78,25 @@ def test_a_class_that_only_the_held_out_split_has_is_refused(run, image_folder):
     folder = image_folder(train=["cat", "dog"], test=["dog", "emu"])
     with pytest.raises(ValueError, match=r"The split 'test' has 1 classes that the split 'train' lacks \(emu\)"):
         run(dataset=folder, max_train_examples=None)
+
+
+def test_a_folder_and_a_place_to_write_will_do(images, tmp_path, capsys):
+    """The recipe for images of any kind is taken, here made small; without the two, nothing begins."""
+    small = {"preset": "vit-micro", "load_size": 40, "max_steps": 1, "per_device_train_batch_size": 8}
+    words = ["--dataset", str(images), "--output_dir", str(tmp_path / "run"), "--use_cpu", "true", "--bf16", "false"]
+    words += [word for name, value in small.items() for word in (f"--{name}", str(value))]
+    assert main([*words, "--report_to", "none", "--dataloader_num_workers", "0"])["num_train_examples"] == 60
+    written = yaml.safe_load((tmp_path / "run" / "pretraining_options.yaml").read_text())
+    assert written["crop"] == "resized" and written["image_mean"] == [0.485, 0.456, 0.406]
+    with pytest.raises(SystemExit):
+        main([])
+    assert "required: --dataset, --output_dir" in capsys.readouterr().err
+
+
+def test_bf16_without_a_device_for_it_is_refused(run, monkeypatch):
+    monkeypatch.setattr("sparsejepa_hf.training.arguments.has_bf16", lambda: False)
+    with pytest.raises(ValueError, match="bf16 is true, but there is no GPU here that has it. Set bf16 to false"):
+        run(bf16=True, use_cpu=False)
 
 
 def test_less_than_one_batch_is_refused(run):
@@ -160,11 +182,8 @@ def recipe(tmp_path, make_recipe) -> Path:
     return path
 
 
-def test_a_file_alone_will_do_and_the_options_it_wrote_repeat_the_run_and_go_on(
-    recipe, load_example, tmp_path, capsys
-):
+def test_a_file_alone_will_do_and_the_options_it_wrote_repeat_the_run_and_go_on(recipe, tmp_path, capsys):
     """To the bit: again from the options it wrote, and on from its last checkpoint."""
-    main = load_example("pretrain").main
     main([str(recipe)])
     printed = capsys.readouterr().out
     assert "Better than the untrained encoder by" in printed and str(tmp_path / "run") in printed
@@ -190,10 +209,9 @@ def test_a_file_alone_will_do_and_the_options_it_wrote_repeat_the_run_and_go_on(
     ids=["accelerate", "two processes"],
 )
 def test_it_runs_under_a_launcher_and_reports_once(recipe, tmp_path, launcher):
-    script = Path(__file__).parents[2] / "examples" / "pretrain.py"
     source = str(Path(sparsejepa_hf.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", *launcher, str(script), str(recipe)]
+    command = [sys.executable, "-m", *launcher, "-m", "sparsejepa_hf", "pretrain", str(recipe), "--use_cpu", "true"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
     assert done.stdout.count("Better than the untrained encoder") == 1

@@ -1,12 +1,12 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
-"""`explain_groups.py`, as a user calls it."""
+"""`sparsejepa explain`, as a user calls it."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from examples import explain_groups
+from sparsejepa_hf.commands import explain
 
 
 MODELS = Path(__file__).parents[2] / "model_cards"
@@ -26,7 +26,7 @@ def test_a_checkpoint_gives_a_page_figures_and_numbers(tmp_path, capsys):
         "--results",
         results,
     ]
-    explain_groups.main([str(MODELS / "sparsejepa-vit-micro-cifar100"), *map(str, flags)])
+    explain.main([str(MODELS / "sparsejepa-vit-micro-cifar100"), *map(str, flags)])
     printed = capsys.readouterr().out
     assert f"Groups: {page}" in printed and "Do groups follow objects?" in printed
     assert "synthetic-scenes, test" in page.read_text(encoding="utf-8")
@@ -41,8 +41,8 @@ def test_what_is_no_sparsejepa_is_said(checkpoint, tmp_path, capsys):
     flags = ["--dataset", "synthetic-scenes", "--max_examples", "20", "--report", str(tmp_path / "page.html")]
     if checkpoint == "nowhere":
         with pytest.raises(SystemExit, match="There is no folder .*nowhere"):
-            explain_groups.main([str(tmp_path / checkpoint), *flags])
+            explain.main([str(tmp_path / checkpoint), *flags])
     else:
-        explain_groups.main([str(MODELS / checkpoint), *flags])
+        explain.main([str(MODELS / checkpoint), *flags])
         assert "This checkpoint is an I-JEPA" in capsys.readouterr().out
         assert (tmp_path / "page.html").is_file()

@@ -1,0 +1,66 @@
+# Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
+"""Write a SparseJEPA checkpoint for other tools.
+
+sparsejepa export runs/images out/ --to encoder    # the target encoder as a plain I-JEPA of transformers
+sparsejepa export runs/images out/ --to timm       # the target encoder as a ViT of timm
+sparsejepa export runs/images out.onnx --to onnx   # features, for any size of batch
+sparsejepa export runs/images out/ --to endpoint   # the checkpoint with a handler for Inference Endpoints
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Writes one export, and says where it is."""
+    own = parse(arguments)
+    output = Path(own.output)
+    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+        raise FileExistsError(f"{output} exists already; choose another place, or delete it.")
+    # Each needs libraries that the others do not.
+    if own.to == "encoder":
+        from ..conversion import export_encoder
+
+        export_encoder(own.checkpoint, output)
+    elif own.to == "timm":
+        from ..conversion import to_timm
+
+        to_timm(own.checkpoint, output)
+    elif own.to == "onnx":
+        from ..conversion import export_onnx
+
+        export_onnx(own.checkpoint, output)
+    else:
+        _write_endpoint(own.checkpoint, output)
+    print(f"Written: {output}")
+
+
+def _write_endpoint(checkpoint: str, folder: Path) -> None:
+    from transformers import AutoImageProcessor
+
+    from .. import modeling_sparsejepa
+    from ..publishing import write_handler
+    from ..training import read_config
+
+    model_class = getattr(modeling_sparsejepa, (read_config(checkpoint).architectures or ["SparseJEPAModel"])[0])
+    # Both first: a checkpoint without a processor leaves no half of an export.
+    model, processor = model_class.from_pretrained(checkpoint), AutoImageProcessor.from_pretrained(checkpoint)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    write_handler(folder)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The checkpoint, and what to write where."""
+    parser = argparse.ArgumentParser(
+        "sparsejepa export",
+        allow_abbrev=False,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("checkpoint", help="folder or Hub name of a SparseJEPA")
+    add("output", help="folder or file to write; it must not exist yet")
+    add("--to", required=True, choices=("encoder", "timm", "onnx", "endpoint"), help="what to write")
+    return parser.parse_args(arguments)
