@@ -61,8 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         write_options(folder, model_args, data_args, training_args, name="finetuning_options.yaml")
 
     output = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    trainer.save_model()
-    trainer.save_state()
+    trainer.save_run()
     parts = [part for part in (data.train, data.validation, data.test) if part is not None]
     results = {
         "output_dir": training_args.output_dir,

@@ -55,8 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     compares = data_args.probe and data.bank is not None
     comparison = compare_features(trainer, data, "untrained", with_pixels=True) if compares else {}
     output = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    trainer.save_model()
-    trainer.save_state()
+    trainer.save_run()
     if compares:
         comparison |= compare_features(trainer, data, "trained")
     trainer.create_model_card(dataset=data_args.dataset, comparison=comparison)

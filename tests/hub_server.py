@@ -296,8 +296,8 @@ def _whoami(request: _Handler) -> None:
 
 @_route("GET", r"/api/agent-harnesses")
 def _agents(request: _Handler) -> None:
-    # The client asks which programs call it; there is nothing to tell.
-    request.answer([])
+    # The client asks which programs may call it. It lives without an answer.
+    raise HubError(404, "Not found")
 
 
 @_route("POST", r"/api/repos/create")

@@ -2,7 +2,9 @@
 """What pre-training and fine-tuning share of a Trainer: images, their places in a step, resuming, finite losses."""
 
 import math
+import shutil
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, Trainer, ViTImageProcessor
 from transformers.image_utils import PILImageResampling
+from transformers.trainer_utils import HubStrategy
 
 from ..counter_rng import stream_keys
 from ..data import BatchAugmentation, StreamingImageDataset, collate_images, normalize_images
@@ -234,8 +237,18 @@ class ImageTrainer(Trainer):
                 f"{list(load_result.unexpected_keys)}. Resume with the configuration that the run began with."
             )
 
+    def save_run(self) -> None:
+        """Saves the model and the trainer's state into `output_dir`, and pushes nothing yet: see [`finish`]."""
+        self.save_model(_internal_call=True)
+        self.save_state()
+
     def finish(self) -> None:
-        """Ends the processes' work together, once nothing is left to train, measure or save."""
+        """Pushes `output_dir`, if `push_to_hub` is set, and ends the processes' work together.
+
+        To be called last, once card and results are written: what is pushed is all that is there.
+        """
+        if self.args.push_to_hub:
+            self.push_to_hub()
         # In this order: left to the interpreter's exit, gloo's threads sometimes abort a process.
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
@@ -277,6 +290,14 @@ class ImageTrainer(Trainer):
         """As in `Trainer`, if the weights are finite."""
         self._require_finite_weights()
         super().save_model(*args, **kwargs)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # As in `Trainer`, which leaves out the code that the weights need, and the card.
+        if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
+            for file in Path(checkpoint_folder).glob("*.py"):
+                shutil.copy(file, self.args.output_dir)
+            self.create_model_card()
+        super()._push_from_checkpoint(checkpoint_folder)
 
 
 def image_processor(
