@@ -61,13 +61,15 @@ class Repository:
 
 @dataclass
 class Fault:
-    """The next `times` requests that match are answered with `status`, or cut after `cut_after` bytes of their body."""
+    """Requests that match are answered with `status`, or cut after `cut_after` bytes of their body: after the first
+    `spared` of them the next `times`."""
 
     method: str
     path: str
     status: int | None = None
     cut_after: int | None = None
     times: int = 1
+    spared: int = 0
 
 
 def blob_id(content: bytes) -> str:
@@ -120,9 +122,13 @@ class HubServer:
     def take_fault(self, method: str, path: str) -> Fault | None:
         with self.lock:
             for fault in self.faults:
-                if fault.times > 0 and fault.method == method and re.search(fault.path, path):
-                    fault.times -= 1
-                    return fault
+                if fault.times == 0 or fault.method != method or not re.search(fault.path, path):
+                    continue
+                if fault.spared > 0:
+                    fault.spared -= 1
+                    continue
+                fault.times -= 1
+                return fault
         return None
 
     def find(self, repo_id: str, user: str | None) -> Repository:
