@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     trainer.save_run()
     if compares:
         comparison |= compare_features(trainer, data, "trained")
-    trainer.create_model_card(comparison=comparison)
+    trainer.create_model_card(dataset=data_args.dataset, comparison=comparison)
 
     results = {
         "output_dir": training_args.output_dir,
