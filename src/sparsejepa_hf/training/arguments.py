@@ -46,10 +46,6 @@ class ImageTrainingArguments(TrainingArguments):
         if not 0.0 <= self.horizontal_flip <= 1.0:
             raise ValueError(f"horizontal_flip is {self.horizontal_flip}; expected a probability in [0, 1].")
 
-    def __getstate__(self) -> dict[str, Any]:
-        # `Trainer` pickles its arguments beside the weights that it pushes: a token must not travel with them.
-        return {**self.__dict__, "hub_token": None}
-
     def _require_at_least(self, lowest: int, *names: str) -> None:
         for name in names:
             value = getattr(self, name)
