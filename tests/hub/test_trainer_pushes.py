@@ -114,6 +114,9 @@ class TestSteps:
             card = files["README.md"].decode()
             assert f'"alice/{name}"' in card and "not stated" not in card
 
+    def test_copies_to_push_are_removed(self, report, folder):
+        assert not list((folder / "runs").glob("*/_push-*"))
+
     @pytest.mark.parametrize("name, kept", [("last", ["last-checkpoint"]), ("all", ["checkpoint-1", "checkpoint-2"])])
     def test_checkpoints_are_whole(self, report, hub, name, kept):
         files = set(commits(hub, name)[-1][1])

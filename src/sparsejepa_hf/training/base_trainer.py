@@ -3,7 +3,9 @@
 
 import math
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, Trainer, ViTImageProcessor
 from transformers.image_utils import PILImageResampling
 from transformers.trainer_utils import HubStrategy
+from transformers.utils import logging
 
 from ..counter_rng import stream_keys
 from ..data import BatchAugmentation, StreamingImageDataset, collate_images, normalize_images
@@ -23,6 +26,8 @@ from .checkpoints import last_complete_checkpoint
 from .ema import local_shard
 from .precision import warn_of_slow_bf16
 
+
+logger = logging.get_logger(__name__)
 
 AUGMENTATION_STREAM = 2
 
@@ -292,12 +297,31 @@ class ImageTrainer(Trainer):
         super().save_model(*args, **kwargs)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        # As in `Trainer`, which leaves out the code that the weights need, and the card.
-        if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
-            for file in Path(checkpoint_folder).glob("*.py"):
-                shutil.copy(file, self.args.output_dir)
+        """As in `Trainer`, but with the code that the weights need and a card, and from a copy: what is uploaded in
+        the background must not change meanwhile, as logs do."""
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        output_dir = self.args.output_dir
+        # A push of all that is in output_dir leaves out what begins with a low line.
+        copy = tempfile.mkdtemp(prefix="_push-", dir=output_dir)
+        for file in Path(checkpoint_folder).glob("*.py"):
+            shutil.copy(file, copy)
+        self.args.output_dir = copy
+        try:
             self.create_model_card()
-        super()._push_from_checkpoint(checkpoint_folder)
+            super()._push_from_checkpoint(checkpoint_folder)
+        finally:
+            self.args.output_dir = output_dir
+        jobs = list(self.push_in_progress.jobs)
+
+        def end(job: Future) -> None:
+            if job.exception() is not None:
+                logger.warning(f"A step was not pushed to the Hub, and training goes on: {job.exception()}")
+            if all(job.done() for job in jobs):
+                shutil.rmtree(copy, ignore_errors=True)
+
+        for job in jobs:
+            job.add_done_callback(end)
 
 
 def image_processor(
