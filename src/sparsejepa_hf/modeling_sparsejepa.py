@@ -5,12 +5,17 @@ The encoder has the shape of transformers' I-JEPA ViT (pre-norm, no CLS token), 
 outside the context are dropped before the first layer, after their position has been added.
 """
 
+import errno
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import ModelCard
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -19,7 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, logging
+from transformers.utils import SAFE_WEIGHTS_NAME, ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -34,6 +39,8 @@ _INDEX_TYPES = (torch.int64, torch.int32)
 _PLAIN_CPU_TOKENS = 128
 # What adapters and pipelines pass to every model, also to one of images.
 _NOT_FOR_IMAGES = ("attention_mask", "input_ids", "inputs_embeds")
+# More than the configuration and the code take beside the weights.
+_CODE_BYTES = 1_000_000
 
 
 @dataclass
@@ -612,6 +619,13 @@ class SparseJEPAPreTrainedModel(PreTrainedModel):
         "hidden_states": OutputRecorder(SparseJEPALayer, index=0, layer_name="target_encoder"),
         "attentions": OutputRecorder(SparseJEPAAttention, index=1, layer_name="target_encoder"),
     }
+    # What the Hub is told of a model whose card does not say it.
+    _pipeline_tag = "image-feature-extraction"
+
+    def __init__(self, config: SparseJEPAConfig, *args: Any, **kwargs: Any):
+        super().__init__(config, *args, **kwargs)
+        # Not on the class: transformers adds a user's tags to the same list.
+        self.model_tags = ["sparsejepa", "jepa", "vision"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -687,10 +701,62 @@ class SparseJEPAPreTrainedModel(PreTrainedModel):
                 f"The checkpoint has one encoder; {len(completed)} weights of the other start as a copy of it."
             )
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, but weights come from safetensors alone: a pickle can run code.
+
+        Raises:
+            OSError: there are no such weights, or their file is damaged.
+            ValueError: `use_safetensors=False` asks for a pickle.
+        """
+        if kwargs.setdefault("use_safetensors", True) is False:
+            raise ValueError(
+                "use_safetensors is False, which asks for pickled weights; expected True. Have their owner save them "
+                "by save_pretrained, which writes safetensors."
+            )
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except SafetensorError as error:
+            raise OSError(
+                f"The weights of {str(pretrained_model_name_or_path)!r} cannot be read ({error}); expected whole "
+                "safetensors files. Nothing was loaded. Copy or save them again; from the Hub, load with "
+                "force_download=True."
+            ) from error
+        except OSError as error:
+            if f"named {SAFE_WEIGHTS_NAME}" not in str(error):
+                raise
+            raise OSError(
+                f"{str(pretrained_model_name_or_path)!r} has no {SAFE_WEIGHTS_NAME}; expected what save_pretrained "
+                "writes. Pickled weights, such as pytorch_model.bin, are not read, since a pickle can run code. Have "
+                "their owner save them by save_pretrained, or name another revision or subfolder."
+            ) from error
+
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; the checkpoint also carries its code, under every class that can load it."""
+        """As in transformers; the checkpoint also carries its code, under every class that can load it.
+
+        Raises:
+            OSError: the disk has no room for the model; nothing is written then.
+        """
         self.config.auto_map = dict(AUTO_MAP)
+        if not os.path.isfile(save_directory):
+            os.makedirs(save_directory, exist_ok=True)
+            # Asked before the first file: an older configuration would be emptied before the weights find no room.
+            wanted, free = self.get_memory_footprint() + _CODE_BYTES, shutil.disk_usage(save_directory).free
+            if free < wanted:
+                raise OSError(
+                    errno.ENOSPC,
+                    f"The disk of {str(save_directory)!r} has {free / 1e6:.1f} MB free; expected at least "
+                    f"{wanted / 1e6:.1f} MB, for this model. Nothing was written. Make room, or save elsewhere.",
+                )
         return super().save_pretrained(save_directory, *args, **kwargs)
+
+    def _upload_modified_files(self, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
+        # Called by every way to push, once all files are in `working_dir`. The card that transformers makes names no
+        # task, and without one `pipeline(model=repo_id)` refuses.
+        card = ModelCard.load(os.path.join(working_dir, "README.md"))
+        card.data.pipeline_tag = card.data.pipeline_tag or self._pipeline_tag
+        card.save(os.path.join(working_dir, "README.md"))
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
 
 
 class SparseJEPAModel(SparseJEPAPreTrainedModel):
@@ -1021,6 +1087,7 @@ class SparseJEPAForImageClassification(SparseJEPAPreTrainedModel):
     _keys_to_ignore_on_load_unexpected = SparseJEPAVisionModel._keys_to_ignore_on_load_unexpected[:2]
 
     _auto_class = "AutoModelForImageClassification"
+    _pipeline_tag = "image-classification"
 
     def __init__(self, config: SparseJEPAConfig):
         super().__init__(config)

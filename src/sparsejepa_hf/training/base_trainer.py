@@ -2,7 +2,10 @@
 """What pre-training and fine-tuning share of a Trainer: images, their places in a step, resuming, finite losses."""
 
 import math
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,6 +16,8 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import HubStrategy
+from transformers.utils import logging
 
 from ..counter_rng import stream_keys
 from ..data import BatchAugmentation, StreamingImageDataset, collate_images, normalize_images
@@ -24,6 +29,8 @@ from .checkpoints import last_complete_checkpoint
 from .ema import local_shard
 from .precision import warn_of_slow_bf16
 
+
+logger = logging.get_logger(__name__)
 
 AUGMENTATION_STREAM = 2
 
@@ -289,8 +296,18 @@ class ImageTrainer(Trainer):
                 f"{list(load_result.unexpected_keys)}. Resume with the configuration that the run began with."
             )
 
+    def save_run(self) -> None:
+        """Saves the model and the trainer's state into `output_dir`, and pushes nothing yet: see [`finish`]."""
+        self.save_model(_internal_call=True)
+        self.save_state()
+
     def finish(self) -> None:
-        """Ends the processes' work together, once nothing is left to train, measure or save."""
+        """Pushes `output_dir`, if `push_to_hub` is set, and ends the processes' work together.
+
+        To be called last, once card and results are written: what is pushed is all that is there.
+        """
+        if self.args.push_to_hub:
+            self.push_to_hub()
         # In this order: left to the interpreter's exit, gloo's threads sometimes abort a process.
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
@@ -377,6 +394,59 @@ class ImageTrainer(Trainer):
         if self.args.should_save:
             # A pickle that nothing reads.
             Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """As in `Trainer`, but with the code that the weights need and a card, and from a copy: what is uploaded in
+        the background must not change meanwhile, as logs do."""
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        output_dir = self.args.output_dir
+        # A push of all that is in output_dir leaves out what begins with a low line.
+        copy = tempfile.mkdtemp(prefix="_push-", dir=output_dir)
+        for file in Path(checkpoint_folder).glob("*.py"):
+            shutil.copy(file, copy)
+        self.args.output_dir = copy
+        try:
+            self.create_model_card()
+            super()._push_from_checkpoint(checkpoint_folder)
+        finally:
+            self.args.output_dir = output_dir
+        jobs = list(self.push_in_progress.jobs)
+
+        def end(job: Future) -> None:
+            if job.exception() is not None:
+                logger.warning(f"A step was not pushed to the Hub, and training goes on: {job.exception()}")
+            if all(job.done() for job in jobs):
+                shutil.rmtree(copy, ignore_errors=True)
+
+        for job in jobs:
+            job.add_done_callback(end)
+
+
+def image_processor(
+    image_sides: tuple[int, int],
+    image_mean: Sequence[float] = (0.5, 0.5, 0.5),
+    image_std: Sequence[float] = (0.5, 0.5, 0.5),
+) -> ViTImageProcessor:
+    """What held-out images go through here: RGB, short side to the model's, centre crop, normalisation.
+
+    The long side may be rounded to another pixel than [`data.resize_to_square`] rounds it to.
+
+    Args:
+        image_sides: height and width of the model's images, in pixels.
+        image_mean: of each channel, on the scale from 0 to 1.
+        image_std: of each channel, on the same scale.
+    """
+    height, width = image_sides
+    return ViTImageProcessor(
+        do_convert_rgb=True,
+        size={"shortest_edge": height} if height == width else {"height": height, "width": width},
+        resample=PILImageResampling.BICUBIC,
+        do_center_crop=height == width,
+        crop_size={"height": height, "width": width},
+        image_mean=list(image_mean),
+        image_std=list(image_std),
+    )
 
 
 def _require_kind(name: str, value: Any, expected: type) -> None:
