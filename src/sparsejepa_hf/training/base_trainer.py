@@ -423,32 +423,6 @@ class ImageTrainer(Trainer):
             job.add_done_callback(end)
 
 
-def image_processor(
-    image_sides: tuple[int, int],
-    image_mean: Sequence[float] = (0.5, 0.5, 0.5),
-    image_std: Sequence[float] = (0.5, 0.5, 0.5),
-) -> ViTImageProcessor:
-    """What held-out images go through here: RGB, short side to the model's, centre crop, normalisation.
-
-    The long side may be rounded to another pixel than [`data.resize_to_square`] rounds it to.
-
-    Args:
-        image_sides: height and width of the model's images, in pixels.
-        image_mean: of each channel, on the scale from 0 to 1.
-        image_std: of each channel, on the same scale.
-    """
-    height, width = image_sides
-    return ViTImageProcessor(
-        do_convert_rgb=True,
-        size={"shortest_edge": height} if height == width else {"height": height, "width": width},
-        resample=PILImageResampling.BICUBIC,
-        do_center_crop=height == width,
-        crop_size={"height": height, "width": width},
-        image_mean=list(image_mean),
-        image_std=list(image_std),
-    )
-
-
 def _require_kind(name: str, value: Any, expected: type) -> None:
     if not isinstance(value, expected):
         raise TypeError(f"{name} is a {type(value).__name__}; expected {expected.__name__}.")
