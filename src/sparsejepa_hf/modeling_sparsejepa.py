@@ -170,6 +170,11 @@ def _cast_once(states: Tensor) -> Tensor:
     return states
 
 
+def _of_rows(layer: nn.Module, states: Tensor) -> Tensor:
+    """A linear layer of (..., D), row by row: bitsandbytes' int8 kernel takes no more than three dimensions."""
+    return layer(states.flatten(0, -2)).unflatten(0, states.shape[:-1])
+
+
 def _for_attention(options: dict[str, Any]) -> dict[str, Any]:
     """The keyword arguments of a call without those that an image model can only take as None.
 
@@ -230,7 +235,9 @@ class SparseJEPAAttention(nn.Module):
         """Attention of (B, heads, Lq, d) over (B, heads, Lk, d) -> (B, Lq, heads·d), and its weights if any."""
         implementation = self.config._attn_implementation
         interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        if implementation == "sdpa" and key.device.type == "cpu" and key.shape[2] <= _PLAIN_CPU_TOKENS:
+        # An exported program may serve other sizes and devices than the ones it was traced with.
+        on_cpu = key.device.type == "cpu" and not torch.compiler.is_exporting()
+        if implementation == "sdpa" and on_cpu and key.shape[2] <= _PLAIN_CPU_TOKENS:
             interface = eager_attention_forward
         dropout = self.attention_dropout if self.training else 0.0
         output, weights = interface(self, query, key, value, None, dropout=dropout, scaling=self.scaling, **kwargs)
@@ -362,20 +369,21 @@ class SparseJEPAEmbeddings(nn.Module):
                 f"(batch, {config.num_channels}, height, width)."
             )
         (height, width), patch = pixel_values.shape[-2:], config.patch_sides
-        if (height, width) != config.image_sides:
-            if not interpolate_pos_encoding:
-                raise ValueError(
-                    f"The images are {height}x{width} pixels, but the model expects "
-                    f"{config.image_sides[0]}x{config.image_sides[1]}. Resize them, or pass "
-                    "interpolate_pos_encoding=True."
-                )
+        if interpolate_pos_encoding:
             if height % patch[0] or width % patch[1]:
                 raise ValueError(
                     f"The images are {height}x{width} pixels, which patches of {patch[0]}x{patch[1]} do not divide. "
                     "Resize them to a multiple of the patch size."
                 )
+            # Also at the trained size, where they are the same: a branch would tie an exported program to a size.
             grid = (height // patch[0], width // patch[1])
             positions = sincos_position_embeddings(config.hidden_size, grid, config.grid_size, positions.device)
+        elif (height, width) != config.image_sides:
+            raise ValueError(
+                f"The images are {height}x{width} pixels, but the model expects "
+                f"{config.image_sides[0]}x{config.image_sides[1]}. Resize them, or pass "
+                "interpolate_pos_encoding=True."
+            )
         embeddings = self.patch_embeddings(pixel_values)
         # Positions in the weights' precision keep the residual stream there too, also under autocast.
         embeddings = embeddings + positions.to(self.patch_embeddings.dtype)
@@ -475,10 +483,10 @@ class SparseJEPAMLPPredictor(nn.Module):
     ) -> Tensor:
         """Shapes as in [`SparseJEPATransformerPredictor`]; `context_mask` does not matter here."""
         pooled = self.embed(hidden_states.mean(dim=1))
-        tokens = pooled[:, None, None] + position_embeddings.to(self.layernorm.weight.dtype)[target_mask]
+        tokens = pooled[:, None] + position_embeddings.to(self.layernorm.weight.dtype)[target_mask.flatten(1)]
         for norm, layer in zip(self.norms, self.layers, strict=True):
             tokens = tokens + layer(norm(tokens))
-        return self.layernorm(tokens)
+        return self.layernorm(tokens).unflatten(1, target_mask.shape[1:])
 
 
 class SparseJEPAGrouping(nn.Module):
@@ -508,8 +516,10 @@ class SparseJEPAGrouping(nn.Module):
     ) -> SparseJEPAPredictorOutput:
         """(..., D_p), or (..., D) in front of the predictor -> predictor output with (..., D); `latent_noise` (..., K)
         is ε, drawn here if not given."""
-        mean = latents = self.latent_mean(hidden_states)
-        log_variance = self.latent_log_variance(hidden_states) if self.latent_log_variance is not None else None
+        mean = latents = _of_rows(self.latent_mean, hidden_states)
+        log_variance = None
+        if self.latent_log_variance is not None:
+            log_variance = _of_rows(self.latent_log_variance, hidden_states)
         if log_variance is not None and self.training:
             if latent_noise is not None and latent_noise.shape != mean.shape:
                 raise ValueError(
@@ -539,7 +549,7 @@ class SparseJEPALinearHead(nn.Module):
         self.projection = nn.Linear(config.predictor_hidden_size, config.hidden_size)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.projection(hidden_states)
+        return _of_rows(self.projection, hidden_states)
 
 
 class SparseJEPAPredictor(nn.Module):
