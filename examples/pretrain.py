@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         train_dataset=data.train,
         eval_dataset=data.heldout,
         processing_class=image_processor(config.image_sides, data_args.image_mean, data_args.image_std),
-        knn_datasets=(data.bank, data.heldout) if training_args.knn_steps else None,
+        knn_datasets=(data.bank, data.heldout) if training_args.needs_knn else None,
     )
     if trainer.is_world_process_zero():
         write_options(training_args.output_dir, model_args, data_args, training_args)
