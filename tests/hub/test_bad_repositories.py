@@ -1,5 +1,5 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
-"""Repositories and disks that cannot serve: a sentence that says so, nothing unpickled, nothing half loaded or saved."""
+"""Repositories and disks that cannot serve: what is said; that nothing is unpickled, half loaded or half saved."""
 
 import json
 import os
