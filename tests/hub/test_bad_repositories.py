@@ -115,10 +115,8 @@ class TestFolders:
             AutoModel.from_pretrained(saved)(torch.zeros(shape))
 
 
-# What a Hub serves, to a process with the package and to one without. The traps are folders that do not exist.
+# What a Hub serves, to a process without the package: the code that comes along refuses by itself.
 LOAD = """
-if not trust["trust_remote_code"]:
-    import sparsejepa_hf
 from transformers import AutoModel
 for name in ("no-weights", "truncated", "pickled", "family", "secret", "nowhere"):
     report[name] = refusal(AutoModel.from_pretrained, f"alice/{name}", **trust)
@@ -126,8 +124,8 @@ report["trapped"] = (folder / "trap").exists()
 """
 
 
-@pytest.fixture(scope="module", params=["package", "no package"])
-def report(request, make_model, folder, hub, run_client):
+@pytest.fixture(scope="module")
+def report(make_model, folder, hub, run_client):
     """Of a process that meets bad repositories."""
 
     def publish(name, change, private=False):
@@ -144,7 +142,7 @@ def report(request, make_model, folder, hub, run_client):
     publish("pickled", lambda source: pickled(source, folder / "trap"))
     publish("family", lambda source: (source / "config.json").write_text('{"model_type": "no-family"}'))
     publish("secret", lambda source: None, private=True)
-    return run_client(LOAD, stranger=request.param == "no package")
+    return run_client(LOAD, stranger=True)
 
 
 class TestRepositories:
