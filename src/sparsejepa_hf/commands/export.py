@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif own.to == "onnx":
         from ..conversion import export_onnx
 
+        output.parent.mkdir(parents=True, exist_ok=True)
         export_onnx(own.checkpoint, output)
     else:
         _write_endpoint(own.checkpoint, output)
