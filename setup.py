@@ -57,7 +57,8 @@ setup(
         # What a Space of the Hub needs beside the code.
         "sparsejepa_hf.interpret.app": ["README.md", "requirements.txt", "page.css"],
         "sparsejepa_hf.interpret": ["report_template.html"],
-        "sparsejepa_hf.training": ["model_card_template.md", "recipes/*.yaml"],
+        "sparsejepa_hf.publishing": ["model_card_template.md"],
+        "sparsejepa_hf.training": ["recipes/*.yaml"],
     },
     exclude_package_data={"sparsejepa_hf.training": ["recipes/queue-*"]},
     entry_points={"console_scripts": ["sparsejepa = sparsejepa_hf.commands:main"]},

@@ -11,10 +11,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers import AutoImageProcessor, AutoModel, ViTImageProcessorPil
+from transformers import AutoImageProcessor, AutoModel
 
 import sparsejepa_hf
-from sparsejepa_hf import SparseJEPAConfig, SparseJEPAForPreTraining, SparseJEPAVisionModel
+from sparsejepa_hf import (
+    SparseJEPAConfig,
+    SparseJEPAForPreTraining,
+    SparseJEPAImageProcessor,
+    SparseJEPAVisionModel,
+)
 
 
 # `folder` is a checkpoint.
@@ -45,7 +50,7 @@ for auto_class, name in (
 def checkpoint(make_model, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint")
     make_model(SparseJEPAForPreTraining, num_labels=3).save_pretrained(folder)
-    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    SparseJEPAImageProcessor(size=24).save_pretrained(folder)
     return folder
 
 
@@ -75,14 +80,22 @@ print(json.dumps(list(sys.modules)))
     ours = {"sparsejepa_hf", "sparsejepa_hf.configuration_sparsejepa"}
     assert {name for name in alone if name.startswith("sparsejepa_hf")} == ours
     assert not alone & {"transformers.modeling_utils", "transformers.activations", "datasets", "sklearn"}
+    assert not alone & {"transformers.image_processing_base", "torchvision"}
     ours.add("sparsejepa_hf.modeling_sparsejepa")
     assert {name for name in with_a_model if name.startswith("sparsejepa_hf")} == ours
     # scikit-learn is left out here: some versions of transformers load it themselves.
     assert not with_a_model & {"datasets", "evaluate", "matplotlib", "timm"}
 
 
-def test_auto_classes_that_were_loaded_before_know_the_family_too(checkpoint):
-    _run("from transformers import AutoModel, AutoModelForPreTraining, pipeline" + CHECK, checkpoint)
+@pytest.mark.parametrize("before", ["", "from transformers import AutoImageProcessor, AutoModel, pipeline"])
+def test_auto_classes_know_the_family_whether_loaded_before_or_after(checkpoint, before):
+    processor = """
+from transformers import AutoImageProcessor
+
+processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+assert type(processor) is sparsejepa_hf.SparseJEPAImageProcessor
+"""
+    _run(before + CHECK + processor, checkpoint)
 
 
 def test_importing_the_package_again_changes_nothing(checkpoint):
@@ -96,10 +109,10 @@ def test_an_image_processor_is_found_whether_or_not_its_file_names_a_class(check
     for name in ("config.json", "preprocessor_config.json"):
         content = json.loads((checkpoint / name).read_text())
         if not named:
-            content.pop("image_processor_type", None)
+            content = {key: content[key] for key in content.keys() - {"image_processor_type", "auto_map"}}
         (tmp_path / name).write_text(json.dumps(content))
-    processor = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
-    assert type(processor) is ViTImageProcessorPil and processor.size["height"] == 32
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    assert type(processor) is SparseJEPAImageProcessor and processor.size["shortest_edge"] == 24
 
 
 def test_a_configuration_alone_carries_its_code(tmp_path):

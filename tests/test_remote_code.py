@@ -188,7 +188,9 @@ class TestPublishedFiles:
                 elif isinstance(node, (ast.Import, ast.ImportFrom)):
                     names = [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
                     roots = {name.split(".")[0] for name in names}
-                    assert roots <= {"torch", "transformers", "huggingface_hub"} | sys.stdlib_module_names
+                    assert (
+                        roots <= {"torch", "transformers", "huggingface_hub", "safetensors"} | sys.stdlib_module_names
+                    )
 
     @pytest.mark.parametrize("model_class", EVERY_CLASS)
     def test_every_class_publishes_the_same_map(self, make_model, tmp_path, model_class):

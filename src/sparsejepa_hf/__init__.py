@@ -16,12 +16,14 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForPreTraining,
 )
+from transformers.models.auto.auto_mappings import IMAGE_PROCESSOR_MAPPING_NAMES
 
 from .configuration_sparsejepa import PRESETS, SparseJEPAConfig
 
 
 if TYPE_CHECKING:
     from .data import load_image_dataset
+    from .image_processing_sparsejepa import SparseJEPAImageProcessor
     from .masking import MultiBlockMaskSampler
     from .modeling_sparsejepa import (
         SparseJEPABackbone,
@@ -41,6 +43,7 @@ _HOMES = {
     "SparseJEPABackbone": "modeling_sparsejepa",
     "SparseJEPAForImageClassification": "modeling_sparsejepa",
     "SparseJEPAForPreTraining": "modeling_sparsejepa",
+    "SparseJEPAImageProcessor": "image_processing_sparsejepa",
     "SparseJEPAModel": "modeling_sparsejepa",
     "SparseJEPATrainer": "training",
     "SparseJEPATrainingArguments": "training",
@@ -73,6 +76,12 @@ for _auto_class, _name in (
     _auto_class._model_mapping._reverse_config_mapping[SparseJEPAConfig.__name__] = SparseJEPAConfig.model_type
     _auto_class._model_mapping._model_mapping[SparseJEPAConfig.model_type] = _name
     _auto_class._model_mapping._modules[SparseJEPAConfig.model_type] = sys.modules[__name__]
+# By name too: importing the class would take as long again as all of this. The one module where image processors are
+# looked for by name has to be found among transformers' own.
+IMAGE_PROCESSOR_MAPPING_NAMES[SparseJEPAConfig.model_type] = dict.fromkeys(
+    ("torchvision", "pil"), "SparseJEPAImageProcessor"
+)
+sys.modules[f"transformers.models.{SparseJEPAConfig.model_type}"] = sys.modules[__name__]
 
 
 __all__ = [
@@ -82,6 +91,7 @@ __all__ = [
     "SparseJEPAConfig",
     "SparseJEPAForImageClassification",
     "SparseJEPAForPreTraining",
+    "SparseJEPAImageProcessor",
     "SparseJEPAModel",
     "SparseJEPATrainer",
     "SparseJEPATrainingArguments",

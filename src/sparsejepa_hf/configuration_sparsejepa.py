@@ -190,7 +190,7 @@ class SparseJEPAConfig(BackboneConfigMixin, PreTrainedConfig):
 
     model_type = "sparsejepa"
     # For AutoImageProcessor, where a checkpoint's processor file names no class.
-    image_processor_type = "ViTImageProcessor"
+    image_processor_type = "SparseJEPAImageProcessor"
     # A saved checkpoint carries its code, for trust_remote_code=True where this package is not installed.
     _auto_class = "AutoConfig"
 

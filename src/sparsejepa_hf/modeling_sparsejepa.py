@@ -5,12 +5,17 @@ The encoder has the shape of transformers' I-JEPA ViT (pre-norm, no CLS token), 
 outside the context are dropped before the first layer, after their position has been added.
 """
 
+import errno
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import ModelCard
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -19,7 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, logging
+from transformers.utils import SAFE_WEIGHTS_NAME, ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -34,6 +39,8 @@ _INDEX_TYPES = (torch.int64, torch.int32)
 _PLAIN_CPU_TOKENS = 128
 # What adapters and pipelines pass to every model, also to one of images.
 _NOT_FOR_IMAGES = ("attention_mask", "input_ids", "inputs_embeds")
+# More than the configuration and the code take beside the weights.
+_CODE_BYTES = 1_000_000
 
 
 @dataclass
@@ -163,6 +170,11 @@ def _cast_once(states: Tensor) -> Tensor:
     return states
 
 
+def _of_rows(layer: nn.Module, states: Tensor) -> Tensor:
+    """A linear layer of (..., D), row by row: bitsandbytes' int8 kernel takes no more than three dimensions."""
+    return layer(states.flatten(0, -2)).unflatten(0, states.shape[:-1])
+
+
 def _for_attention(options: dict[str, Any]) -> dict[str, Any]:
     """The keyword arguments of a call without those that an image model can only take as None.
 
@@ -223,7 +235,9 @@ class SparseJEPAAttention(nn.Module):
         """Attention of (B, heads, Lq, d) over (B, heads, Lk, d) -> (B, Lq, heads·d), and its weights if any."""
         implementation = self.config._attn_implementation
         interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        if implementation == "sdpa" and key.device.type == "cpu" and key.shape[2] <= _PLAIN_CPU_TOKENS:
+        # An exported program may serve other sizes and devices than the ones it was traced with.
+        on_cpu = key.device.type == "cpu" and not torch.compiler.is_exporting()
+        if implementation == "sdpa" and on_cpu and key.shape[2] <= _PLAIN_CPU_TOKENS:
             interface = eager_attention_forward
         dropout = self.attention_dropout if self.training else 0.0
         output, weights = interface(self, query, key, value, None, dropout=dropout, scaling=self.scaling, **kwargs)
@@ -355,20 +369,21 @@ class SparseJEPAEmbeddings(nn.Module):
                 f"(batch, {config.num_channels}, height, width)."
             )
         (height, width), patch = pixel_values.shape[-2:], config.patch_sides
-        if (height, width) != config.image_sides:
-            if not interpolate_pos_encoding:
-                raise ValueError(
-                    f"The images are {height}x{width} pixels, but the model expects "
-                    f"{config.image_sides[0]}x{config.image_sides[1]}. Resize them, or pass "
-                    "interpolate_pos_encoding=True."
-                )
+        if interpolate_pos_encoding:
             if height % patch[0] or width % patch[1]:
                 raise ValueError(
                     f"The images are {height}x{width} pixels, which patches of {patch[0]}x{patch[1]} do not divide. "
                     "Resize them to a multiple of the patch size."
                 )
+            # Also at the trained size, where they are the same: a branch would tie an exported program to a size.
             grid = (height // patch[0], width // patch[1])
             positions = sincos_position_embeddings(config.hidden_size, grid, config.grid_size, positions.device)
+        elif (height, width) != config.image_sides:
+            raise ValueError(
+                f"The images are {height}x{width} pixels, but the model expects "
+                f"{config.image_sides[0]}x{config.image_sides[1]}. Resize them, or pass "
+                "interpolate_pos_encoding=True."
+            )
         embeddings = self.patch_embeddings(pixel_values)
         # Positions in the weights' precision keep the residual stream there too, also under autocast.
         embeddings = embeddings + positions.to(self.patch_embeddings.dtype)
@@ -468,10 +483,10 @@ class SparseJEPAMLPPredictor(nn.Module):
     ) -> Tensor:
         """Shapes as in [`SparseJEPATransformerPredictor`]; `context_mask` does not matter here."""
         pooled = self.embed(hidden_states.mean(dim=1))
-        tokens = pooled[:, None, None] + position_embeddings.to(self.layernorm.weight.dtype)[target_mask]
+        tokens = pooled[:, None] + position_embeddings.to(self.layernorm.weight.dtype)[target_mask.flatten(1)]
         for norm, layer in zip(self.norms, self.layers, strict=True):
             tokens = tokens + layer(norm(tokens))
-        return self.layernorm(tokens)
+        return self.layernorm(tokens).unflatten(1, target_mask.shape[1:])
 
 
 class SparseJEPAGrouping(nn.Module):
@@ -501,8 +516,10 @@ class SparseJEPAGrouping(nn.Module):
     ) -> SparseJEPAPredictorOutput:
         """(..., D_p), or (..., D) in front of the predictor -> predictor output with (..., D); `latent_noise` (..., K)
         is ε, drawn here if not given."""
-        mean = latents = self.latent_mean(hidden_states)
-        log_variance = self.latent_log_variance(hidden_states) if self.latent_log_variance is not None else None
+        mean = latents = _of_rows(self.latent_mean, hidden_states)
+        log_variance = None
+        if self.latent_log_variance is not None:
+            log_variance = _of_rows(self.latent_log_variance, hidden_states)
         if log_variance is not None and self.training:
             if latent_noise is not None and latent_noise.shape != mean.shape:
                 raise ValueError(
@@ -532,7 +549,7 @@ class SparseJEPALinearHead(nn.Module):
         self.projection = nn.Linear(config.predictor_hidden_size, config.hidden_size)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.projection(hidden_states)
+        return _of_rows(self.projection, hidden_states)
 
 
 class SparseJEPAPredictor(nn.Module):
@@ -612,6 +629,13 @@ class SparseJEPAPreTrainedModel(PreTrainedModel):
         "hidden_states": OutputRecorder(SparseJEPALayer, index=0, layer_name="target_encoder"),
         "attentions": OutputRecorder(SparseJEPAAttention, index=1, layer_name="target_encoder"),
     }
+    # What the Hub is told of a model whose card does not say it.
+    _pipeline_tag = "image-feature-extraction"
+
+    def __init__(self, config: SparseJEPAConfig, *args: Any, **kwargs: Any):
+        super().__init__(config, *args, **kwargs)
+        # Not on the class: transformers adds a user's tags to the same list.
+        self.model_tags = ["sparsejepa", "jepa", "vision"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -687,10 +711,62 @@ class SparseJEPAPreTrainedModel(PreTrainedModel):
                 f"The checkpoint has one encoder; {len(completed)} weights of the other start as a copy of it."
             )
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, but weights come from safetensors alone: a pickle can run code.
+
+        Raises:
+            OSError: there are no such weights, or their file is damaged.
+            ValueError: `use_safetensors=False` asks for a pickle.
+        """
+        if kwargs.setdefault("use_safetensors", True) is False:
+            raise ValueError(
+                "use_safetensors is False, which asks for pickled weights; expected True. Have their owner save them "
+                "by save_pretrained, which writes safetensors."
+            )
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except SafetensorError as error:
+            raise OSError(
+                f"The weights of {str(pretrained_model_name_or_path)!r} cannot be read ({error}); expected whole "
+                "safetensors files. Nothing was loaded. Copy or save them again; from the Hub, load with "
+                "force_download=True."
+            ) from error
+        except OSError as error:
+            if f"named {SAFE_WEIGHTS_NAME}" not in str(error):
+                raise
+            raise OSError(
+                f"{str(pretrained_model_name_or_path)!r} has no {SAFE_WEIGHTS_NAME}; expected what save_pretrained "
+                "writes. Pickled weights, such as pytorch_model.bin, are not read, since a pickle can run code. Have "
+                "their owner save them by save_pretrained, or name another revision or subfolder."
+            ) from error
+
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; the checkpoint also carries its code, under every class that can load it."""
+        """As in transformers; the checkpoint also carries its code, under every class that can load it.
+
+        Raises:
+            OSError: the disk has no room for the model; nothing is written then.
+        """
         self.config.auto_map = dict(AUTO_MAP)
+        if not os.path.isfile(save_directory):
+            os.makedirs(save_directory, exist_ok=True)
+            # Asked before the first file: an older configuration would be emptied before the weights find no room.
+            wanted, free = self.get_memory_footprint() + _CODE_BYTES, shutil.disk_usage(save_directory).free
+            if free < wanted:
+                raise OSError(
+                    errno.ENOSPC,
+                    f"The disk of {str(save_directory)!r} has {free / 1e6:.1f} MB free; expected at least "
+                    f"{wanted / 1e6:.1f} MB, for this model. Nothing was written. Make room, or save elsewhere.",
+                )
         return super().save_pretrained(save_directory, *args, **kwargs)
+
+    def _upload_modified_files(self, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
+        # Called by every way to push, once all files are in `working_dir`. The card that transformers makes names no
+        # task, and without one `pipeline(model=repo_id)` refuses.
+        card = ModelCard.load(os.path.join(working_dir, "README.md"))
+        card.data.pipeline_tag = card.data.pipeline_tag or self._pipeline_tag
+        card.save(os.path.join(working_dir, "README.md"))
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
 
 
 class SparseJEPAModel(SparseJEPAPreTrainedModel):
@@ -1021,6 +1097,7 @@ class SparseJEPAForImageClassification(SparseJEPAPreTrainedModel):
     _keys_to_ignore_on_load_unexpected = SparseJEPAVisionModel._keys_to_ignore_on_load_unexpected[:2]
 
     _auto_class = "AutoModelForImageClassification"
+    _pipeline_tag = "image-classification"
 
     def __init__(self, config: SparseJEPAConfig):
         super().__init__(config)

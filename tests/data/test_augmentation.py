@@ -206,6 +206,49 @@ def test_no_augmentation_equals_evaluation():
     assert not list(augmentation.parameters()) and not augmentation.state_dict()
 
 
+@pytest.mark.parametrize("crop", ["pad", "resized", "none"])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_crop_and_flip_do_to_any_channel_what_they_do_to_those_of_rgb(crop, channels):
+    pixels, keys = batch_of(8)
+    extra = torch.cat([pixels, pixels.flip(1)], dim=1)[:, :channels]
+    mean, std = [0.48, 0.45, 0.4, 0.4][:channels], [0.25, 0.24, 0.26, 0.26][:channels]
+    found = BatchAugmentation(32, mean, std, crop=crop)(extra, keys)
+    colours = BatchAugmentation(32, MEAN, STD, crop=crop)(pixels, keys)
+    shared = min(channels, 3)
+    torch.testing.assert_close(found[:, :shared], colours[:, :shared], rtol=0, atol=1e-6)
+    assert found.shape[1] == channels
+
+
+def test_one_channel_is_jittered_as_the_grey_image_of_three(crop="pad"):
+    grey, keys = batch_of(8)[0][:, :1], batch_of(8)[1]
+    one = BatchAugmentation(32, [0.4], [0.3], crop=crop, color_jitter=0.4)(grey, keys)
+    three = BatchAugmentation(32, [0.4] * 3, [0.3] * 3, crop=crop, color_jitter=0.4)(grey.repeat(1, 3, 1, 1), keys)
+    torch.testing.assert_close(one, three[:, :1], rtol=0, atol=1e-5)
+
+
+def test_four_channels_are_jittered_each_by_itself_but_for_a_common_grey_level():
+    """Saturation would mix them; with equal channels nothing is left of the mean over channels."""
+    grey, keys = batch_of(8)[0][:, :1], batch_of(8)[1]
+    options = {"crop": "none", "color_jitter": 0.4}
+    one = BatchAugmentation(32, [0.4], [0.3], **options)(grey, keys)
+    four = BatchAugmentation(32, [0.4] * 4, [0.3] * 4, **options)(grey.repeat(1, 4, 1, 1), keys)
+    torch.testing.assert_close(four, one.expand_as(four), rtol=0, atol=1e-5)
+    pixels = torch.cat([grey, grey.flip(0), grey.flip(2), grey.flip(3)], dim=1)
+    swapped = BatchAugmentation(32, [0.4] * 4, [0.3] * 4, **options)(pixels.flip(1), keys).flip(1)
+    torch.testing.assert_close(
+        BatchAugmentation(32, [0.4] * 4, [0.3] * 4, **options)(pixels, keys), swapped, rtol=0, atol=1e-5
+    )
+
+
+def test_images_of_another_number_of_channels_than_there_are_means_are_refused():
+    """Broadcasting would make three channels of one."""
+    grey, keys = torch.zeros(2, 1, 32, 32, dtype=torch.uint8), batch_of(2)[1]
+    with pytest.raises(ValueError, match="1 channels, but there are 3 means"):
+        normalize_images(grey, MEAN, STD)
+    with pytest.raises(ValueError, match=r"expected \(B, 3, H, W\)"):
+        BatchAugmentation(32, MEAN, STD)(grey, keys)
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -22,6 +22,7 @@ from sparsejepa_hf.data import (
     TooManyBadImagesError,
     build_image_dataset,
     collate_images,
+    collate_pixels,
     load_image_dataset,
 )
 from sparsejepa_hf.data import dataset as dataset_module
@@ -193,6 +194,97 @@ def test_a_batch_is_taken_whole_and_is_a_sequence_of_examples_to_other_collators
         for name, values in collate(batch).items():
             assert torch.equal(values, taken[name])
     assert levels_of(batch[1:]) == [0, 3] and levels_of(batch) == [8, 0, 3] and batch[-1]["labels"] == 3
+
+
+def kinds_of_images(count=3):
+    """The same uint8 images in every form that an example's image may have."""
+    pixels = torch.randint(0, 256, (count, 3, 6, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    arrays = pixels.numpy()
+    return pixels, {
+        "tensor": list(pixels),
+        "array": list(arrays),
+        "view": [x.transpose(2, 1, 0).copy().transpose(2, 1, 0)[:, ::-1].copy()[:, ::-1] for x in arrays],
+        "lists": arrays.tolist(),
+        "wide": list(pixels.long()),
+        "16 bits": list(arrays.astype(np.uint16)),
+        "PIL": [Image.fromarray(x.transpose(1, 2, 0)) for x in arrays],
+    }
+
+
+@pytest.mark.parametrize("kind", kinds_of_images()[1])
+def test_an_image_in_any_form_and_an_example_in_any_form_make_the_same_batch(kind):
+    pixels, kinds = kinds_of_images()
+    images, labels = kinds[kind], [2, 0, 1]
+    forms = [
+        [{"pixel_values": image, "labels": label} for image, label in zip(images, labels, strict=True)],
+        [{"pixel_values": image, "label": np.int32(label)} for image, label in zip(images, labels, strict=True)],
+        [(image, torch.tensor(label)) for image, label in zip(images, labels, strict=True)],
+    ]
+    for examples in forms:
+        batch = collate_images(examples)
+        assert batch["pixel_values"].dtype == torch.uint8 and torch.equal(batch["pixel_values"], pixels)
+        assert batch["labels"].tolist() == labels and batch["labels"].dtype == torch.int64
+        assert list(collate_pixels(examples)) == ["pixel_values"]
+    for examples in ([(image,) for image in images], images, [{"pixel_values": image} for image in images]):
+        batch = collate_images(examples)
+        assert list(batch) == ["pixel_values"] and torch.equal(batch["pixel_values"], pixels)
+
+
+def test_floats_stay_floats_of_the_models_precision():
+    values = np.random.default_rng(0).normal(size=(2, 3, 4, 4))
+    for images in (list(values), values.tolist(), list(torch.from_numpy(values))):
+        batch = collate_images([{"pixel_values": image} for image in images])["pixel_values"]
+        assert batch.dtype == torch.float32 and torch.equal(batch, torch.from_numpy(values).float())
+    half = [{"pixel_values": torch.zeros(3, 4, 4, dtype=torch.bfloat16)}]
+    assert collate_images(half)["pixel_values"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3), ("RGBA", 4)])
+def test_channels_of_a_pil_image_come_first(mode, channels):
+    image = Image.new("RGB", (8, 6), (10, 20, 30)).convert(mode)
+    batch = collate_images([image, image])["pixel_values"]
+    assert batch.shape == (2, channels, 6, 8)
+    assert batch[0, :, 0, 0].tolist() == np.atleast_1d(image.getpixel((0, 0))).tolist()
+
+
+SMALL = torch.zeros(3, 8, 8, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("examples", "message"),
+    [
+        ([{"image": SMALL, "label": 1}], r"An example has \['image', 'label'\]; expected 'pixel_values'"),
+        (["photo.png"], "An image is a str that makes no tensor"),
+        ([None], "An image is a NoneType that makes no tensor"),
+        ([[[1, 2], [3]]], "An image is a list that makes no tensor"),
+        ([SMALL, SMALL[:, :4]], r"different kinds: uint8 \(3, 4, 8\), uint8 \(3, 8, 8\)"),
+        ([SMALL, SMALL.float()], r"different kinds: float32 \(3, 8, 8\), uint8 \(3, 8, 8\)"),
+        ([SMALL[0]], r"the shape \(8, 8\); expected \(channels, height, width\)\. Reshape"),
+        ([SMALL[None]], r"the shape \(1, 3, 8, 8\); expected \(channels, height, width\)"),
+        ([SMALL.permute(1, 2, 0)], r"the shape \(8, 8, 3\).*the channels seem to come last"),
+        ([SMALL.long() + 256], "of type int64 and no pixels from 0 to 255"),
+        ([SMALL.long() - 1], "of type int64 and no pixels from 0 to 255"),
+        ([SMALL.bool()], "of type bool and no pixels"),
+        ([Image.new("P", (8, 8))], "PIL image has the mode P"),
+        ([(SMALL, "cat")], "A label is 'cat'; expected the number of a class"),
+        ([(SMALL, None)], "A label is None; expected the number of a class"),
+        ([(SMALL, [0, 1])], r"A label is \[0, 1\]; expected the number of a class"),
+        ([(SMALL, 1.0)], "A label is 1.0; expected the number of a class"),
+        ([(SMALL, 1), (SMALL,)], "1 of the 2 examples of a batch have no label"),
+    ],
+)
+def test_what_makes_no_batch_is_refused_with_a_sentence(examples, message):
+    with pytest.raises(ValueError, match=message):
+        collate_images(examples)
+
+
+def test_the_pixels_alone_are_taken_whatever_the_labels_are():
+    labels = [None, "cat", [0, 1], {"bbox": [0, 0, 1, 1]}, 1.5]
+    examples = [{"pixel_values": SMALL, "labels": label} for label in labels] + [{"pixel_values": SMALL}]
+    batch = collate_pixels(examples)
+    assert list(batch) == ["pixel_values"] and batch["pixel_values"].shape == (6, 3, 8, 8)
+    whole = ImageDataset(table(9), 4).__getitems__([8, 0])
+    assert collate_pixels(whole)["pixel_values"] is whole.pixel_values
 
 
 @pytest.mark.parametrize("cache", [True, False])

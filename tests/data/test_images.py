@@ -133,6 +133,41 @@ def test_exif_orientation_is_applied(orientation, undo):
     np.testing.assert_array_equal(np.asarray(to_rgb(content)), undo(values))
 
 
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_odd_metadata_costs_no_image(format, data):
+    """Broken in any byte, it may tell another orientation, and nothing else."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E], exif[0x011A] = 6, "text", 1.5
+    content = bytearray(exif.tobytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    content = bytes(content[: data.draw(st.integers(1, len(content)))])
+    image = Image.new("RGB", (4, 6), (10, 200, 30))
+    got = to_rgb(encode(image, format, exif=content))
+    assert got.size in ((4, 6), (6, 4))
+    np.testing.assert_allclose(got.getpixel((1, 1)), (10, 200, 30), atol=4)
+
+
+def test_an_image_is_turned_once():
+    values, exif = random_rgb(), Image.Exif()
+    exif[0x0112] = 6
+    content = encode(Image.fromarray(values), exif=exif, xmp=b'tiff:Orientation="6"')
+    given = Image.open(io.BytesIO(content))
+    for _ in range(2):
+        np.testing.assert_array_equal(np.asarray(to_rgb(to_rgb(given))), np.rot90(values, -1))
+    assert given.getexif()[0x0112] == 6, "the image given is left as it was"
+
+
+def test_integers_of_any_width_are_levels_where_all_are_below_256():
+    values = random_rgb()
+    for kind in (np.int16, np.int32, np.int64, np.uint32):
+        np.testing.assert_array_equal(np.asarray(to_rgb(values.astype(kind))), values)
+    np.testing.assert_array_equal(np.asarray(to_rgb(values.astype(np.int64) * 257)), values)
+
+
 def test_every_way_to_give_an_image(tmp_path):
     values = random_rgb()
     content = encode(Image.fromarray(values))

@@ -16,7 +16,14 @@ from datasets.distributed import split_dataset_by_node
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from sparsejepa_hf.data import build_scenes, find_image_column, find_label_column, load_image_dataset, loading
+from sparsejepa_hf.data import (
+    align_classes,
+    build_scenes,
+    find_image_column,
+    find_label_column,
+    load_image_dataset,
+    loading,
+)
 
 
 def png(level: int) -> bytes:
@@ -439,3 +446,22 @@ def test_real_images_equal_a_direct_decode(load, data_dir):
     for example, row in zip(dataset, rows, strict=True):
         direct = np.asarray(Image.open(io.BytesIO(row["img"]["bytes"])))
         np.testing.assert_array_equal(np.asarray(example["image"]), direct)
+
+
+class TestAlignedClasses:
+    def test_numbers_follow_the_names_of_the_other_split_and_no_label_stays_none(self):
+        train = table(range(3), label=[0, 1, 2]).cast_column("label", ClassLabel(names=["a", "b", "c"]))
+        own = ClassLabel(names=["c", "unused", "b"])
+        test = table(range(5), label=[0, 2, None, 0, -1]).cast_column("label", own)
+        aligned = align_classes(test, train)
+        assert aligned["label"][:] == [2, 1, None, 2, -1] and aligned.features["label"] == train.features["label"]
+        assert levels_of(aligned) == list(range(5))
+        assert align_classes(train, train) is train
+
+    def test_a_class_of_its_own_and_labels_of_another_kind_are_refused(self):
+        train = table(range(2), label=[0, 1]).cast_column("label", ClassLabel(names=["a", "b"]))
+        test = table(range(2), label=[0, 1]).cast_column("label", ClassLabel(names=["b", "z"]))
+        with pytest.raises(ValueError, match=r"held-out has 1 classes that mine lacks \(z\)"):
+            align_classes(test, train, ("held-out", "mine"))
+        with pytest.raises(ValueError, match="class names in one and numbers in the other"):
+            align_classes(table(range(2), label=[0, 1]), train)

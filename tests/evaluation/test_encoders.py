@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from sparsejepa_hf.evaluation.encoders import load_encoder
+from sparsejepa_hf.image_processing_sparsejepa import image_processor
 from sparsejepa_hf.modeling_sparsejepa import (
     SparseJEPAForImageClassification,
     SparseJEPAForPreTraining,
@@ -295,6 +296,9 @@ def test_normalisation_and_size_come_from_the_checkpoints_processor(tmp_path, im
     by_hand = (images.float() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     torch.testing.assert_close(encoder.preprocess(images), by_hand)
     assert encoder.fingerprint != plain.fingerprint
+    image_processor((16, 16), mean, std).save_pretrained(tmp_path)
+    again = load_encoder(tmp_path)
+    assert (again.image_mean, again.image_std, again.image_size) == (encoder.image_mean, encoder.image_std, 16)
     ViTImageProcessor(size={"height": 24, "width": 24}, rescale_factor=1 / 127.5, do_normalize=False).save_pretrained(
         tmp_path
     )

@@ -70,12 +70,15 @@ def test_values_that_do_not_fit_the_model_are_refused_before_training(make_train
 def test_a_knn_monitor_without_labelled_data_is_refused(make_trainer):
     with pytest.raises(ValueError, match="knn_steps is 2, but there are no labelled data sets"):
         make_trainer(knn_steps=2)
+    for name in ("knn_accuracy", "eval_knn_accuracy"):
+        with pytest.raises(ValueError, match="metric_for_best_model is the kNN accuracy, but there are no labelled"):
+            make_trainer(metric_for_best_model=name)
 
 
 def test_a_foreign_model_or_foreign_arguments_are_refused(make_trainer, make_dataset, tmp_path):
     trainer = make_trainer()
     with pytest.raises(TypeError, match="args is a TrainingArguments; expected SparseJEPATrainingArguments"):
-        type(trainer)(trainer.model, TrainingArguments(output_dir=str(tmp_path)), make_dataset())
+        type(trainer)(trainer.model, TrainingArguments(output_dir=str(tmp_path)), train_dataset=make_dataset())
     with pytest.raises(TypeError, match="model is a SparseJEPAModel; expected SparseJEPAForPreTraining"):
         type(trainer)(trainer.model.sparsejepa, trainer.args, make_dataset())
 

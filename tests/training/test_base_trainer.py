@@ -1,7 +1,10 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """A run is a function of its options alone, goes on as if nothing had happened, and writes nothing that is broken."""
 
+import copy
+import inspect
 import json
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -10,19 +13,18 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel, TrainerCallback
+from transformers import AutoImageProcessor, AutoModel, Trainer, TrainerCallback
 
-from sparsejepa_hf import (
-    SparseJEPAVisionModel,
-)
+from sparsejepa_hf import SparseJEPAForPreTraining, SparseJEPATrainer, SparseJEPAVisionModel
 from sparsejepa_hf.data import (
     StreamingImageDataset,
     build_scenes,
+    collate_pixels,
     normalize_images,
     resize_to_square,
     to_rgb,
 )
-from sparsejepa_hf.training import NonFiniteLossError, image_processor
+from sparsejepa_hf.training import ImageTrainer, NonFiniteLossError, image_processor
 from sparsejepa_hf.training.checkpoints import last_complete_checkpoint
 
 
@@ -168,6 +170,171 @@ def test_oblong_models_take_float_images_and_refuse_uint8_ones(make_trainer, mak
     raw = [{"pixel_values": torch.zeros(3, 16, 32, dtype=torch.uint8)} for _ in range(16)]
     with pytest.raises(ValueError, match="augmented as squares only"):
         make_trainer(config=config, train_dataset=raw, max_steps=1).train()
+
+
+# ---- data as datasets, numpy and torchvision make them ----
+
+
+def as_examples(kind, images):
+    """The float images of a data set, in the form that `kind` names."""
+    values = [images[i]["pixel_values"] for i in range(len(images))]
+    if kind in ("with_transform", "map", "map, with_format"):
+        rows = datasets.Dataset.from_dict({"place": list(range(len(values)))})
+
+        def prepare(batch):
+            return {"pixel_values": [values[place] for place in batch["place"]]}
+
+        if kind == "with_transform":
+            return rows.with_transform(prepare)
+        mapped = rows.map(prepare, batched=True, remove_columns=["place"])
+        return mapped if kind == "map" else mapped.with_format("torch")
+    return [value.numpy() if kind == "arrays alone" else (value, 0) for value in values]
+
+
+@pytest.mark.parametrize("kind", ["with_transform", "map", "map, with_format", "arrays alone", "pairs"])
+def test_data_in_any_form_train_the_same_weights(make_trainer, make_dataset, weights_of, assert_same_weights, kind):
+    images = make_dataset(16, floats=True, labels=False)
+    plain, other = (
+        make_trainer(train_dataset=data, eval_dataset=data, max_steps=2)
+        for data in (images, as_examples(kind, images))
+    )
+    for trainer in (plain, other):
+        trainer.train()
+    assert_same_weights(weights_of(other), weights_of(plain))
+    assert other.evaluate()["eval_loss"] == plain.evaluate()["eval_loss"]
+
+
+def test_a_transform_without_pixel_values_is_told_what_is_expected(make_trainer):
+    rows = datasets.Dataset.from_dict({"image": [0] * 8}).with_transform(lambda batch: {"pixels": batch["image"]})
+    with pytest.raises(ValueError, match=r"An example has \['pixels'\]; expected 'pixel_values'"):
+        make_trainer(train_dataset=rows).train()
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("floats", [False, True])
+def test_images_of_any_number_of_channels_are_trained_on_and_evaluated(make_trainer, channels, floats):
+    pixels = torch.randint(0, 256, (16, channels, 16, 16), dtype=torch.uint8)
+    images = [{"pixel_values": image / 127.5 - 1 if floats else image} for image in pixels]
+    trainer = make_trainer(
+        config={"num_channels": channels}, train_dataset=images, eval_dataset=images, max_steps=2, color_jitter=0.2
+    )
+    assert len(trainer.processing_class.image_mean) == len(trainer.processing_class.image_std) == channels
+    trainer.train()
+    raw = make_trainer(config={"num_channels": channels}, eval_dataset=[{"pixel_values": x} for x in pixels])
+    ready = make_trainer(
+        config={"num_channels": channels}, eval_dataset=[{"pixel_values": x / 127.5 - 1} for x in pixels]
+    )
+    assert raw.evaluate()["eval_loss"] == pytest.approx(ready.evaluate()["eval_loss"], rel=1e-4)
+
+
+def test_a_processor_with_other_channels_than_the_model_is_refused(make_trainer, make_small_config):
+    trainer = make_trainer()
+    with pytest.raises(ValueError, match=r"image_mean is .0.5, 0.5, 0.5., and the model's num_channels 1"):
+        model = SparseJEPAForPreTraining(make_small_config(num_channels=1))
+        SparseJEPATrainer(model, trainer.args, processing_class=trainer.processing_class)
+
+
+# ---- the constructor of transformers' Trainer ----
+
+
+def test_arguments_stand_in_the_order_of_transformers_trainer(make_trainer, make_dataset, monkeypatch, tmp_path):
+    given = list(inspect.signature(Trainer.__init__).parameters)
+    ours = list(inspect.signature(ImageTrainer.__init__).parameters)
+    assert ours[:-1] == given[: len(ours) - 1]
+    trainer, images = make_trainer(), make_dataset(8)
+    same = SparseJEPATrainer(trainer.model, trainer.args, collate_pixels, images, images, trainer.processing_class)
+    assert (same.train_dataset, same.eval_dataset) == (images, images)
+    monkeypatch.chdir(tmp_path)
+    assert SparseJEPATrainer(trainer.model).args.output_dir == "tmp_trainer"
+
+
+def test_model_init_begins_each_run_from_the_weights_of_the_seed(make_trainer, make_small_config, weights_of):
+    trainer = make_trainer(max_steps=2)
+
+    def fresh():
+        return SparseJEPAForPreTraining(make_small_config())
+
+    first = SparseJEPATrainer(args=trainer.args, train_dataset=trainer.train_dataset, model_init=fresh)
+    second = SparseJEPATrainer(None, trainer.args, train_dataset=trainer.train_dataset, model_init=fresh)
+    found = []
+    for run in (first, first, second):
+        run.train()
+        found.append(weights_of(run))
+    assert all(torch.equal(other[name], weight) for other in found[1:] for name, weight in found[0].items())
+    with pytest.raises(ValueError, match="not both"):
+        SparseJEPATrainer(trainer.model, trainer.args, model_init=fresh)
+    with pytest.raises(ValueError, match="SparseJEPATrainer makes its own loss.*Override compute_loss"):
+        SparseJEPATrainer(trainer.model, trainer.args, compute_loss_func=lambda *_: 0)
+    with pytest.raises(RuntimeError, match="either a `model` or `model_init`"):
+        SparseJEPATrainer(args=trainer.args)
+    with pytest.raises(TypeError, match="The model that model_init makes is a Linear; expected SparseJEPAForPreTr"):
+        SparseJEPATrainer(args=trainer.args, model_init=lambda: torch.nn.Linear(1, 1))
+
+
+def test_a_search_trains_each_trial_as_a_run_with_its_options(
+    make_trainer, make_dataset, make_small_config, weights_of, assert_same_weights
+):
+    """The model and its grid, the seed and the masks of a trial are its own."""
+    pytest.importorskip("optuna")
+    trials = [
+        {"patch_size": 4, "use_grouping": False, "num_target_blocks": 2, "learning_rate": 1e-3, "seed": 1},
+        {"patch_size": 2, "use_grouping": True, "num_target_blocks": 3, "learning_rate": 3e-3, "seed": 2},
+        {"patch_size": 4, "use_grouping": True, "num_target_blocks": 2, "learning_rate": 3e-3, "seed": 1},
+    ]
+    options = [{name: trial[name] for name in ("num_target_blocks", "learning_rate", "seed")} for trial in trials]
+    images, found = make_dataset(16), []
+
+    def build(number):
+        config = {name: trials[number][name] for name in ("patch_size", "use_grouping")}
+        # The seed of a trial is set after its model is made.
+        torch.manual_seed(0)
+        return SparseJEPAForPreTraining(make_small_config(**config))
+
+    class Keep(TrainerCallback):
+        def on_train_end(self, args, state, control, model=None, **kwargs):
+            found.append({name: p.detach().clone() for name, p in model.named_parameters()})
+
+    data = {"train_dataset": images, "eval_dataset": images}
+    searcher = SparseJEPATrainer(
+        args=make_trainer(max_steps=2).args,
+        model_init=lambda trial: build(0 if trial is None else trial.number),
+        callbacks=[Keep()],
+        **data,
+    )
+    best = searcher.hyperparameter_search(hp_space=lambda trial: options[trial.number], n_trials=3)
+    assert best.objective > 0
+    for number, trial in enumerate(found):
+        arguments = make_trainer(max_steps=2, **options[number]).args
+        alone = SparseJEPATrainer(args=arguments, model_init=partial(build, number), **data)
+        alone.train()
+        assert_same_weights(trial, weights_of(alone))
+
+
+class Cramped(SparseJEPAForPreTraining):
+    """On a device with room for four images."""
+
+    def forward(self, pixel_values, **inputs):
+        output = super().forward(pixel_values, **inputs)
+        if self.training and len(pixel_values) > 4:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return output
+
+
+def test_a_batch_that_was_found_trains_what_that_batch_trains(
+    make_trainer, make_small_config, train_logs_of, weights_of, assert_same_weights
+):
+    """Masks, augmentation, noise and monitors begin anew after each try; the state knows the batch for the card."""
+    runs = []
+    for batch, finds in ((16, True), (4, False)):
+        args = make_trainer(
+            max_steps=3, per_device_train_batch_size=batch, auto_find_batch_size=finds, gradient_accumulation_steps=2
+        ).args
+        torch.manual_seed(0)
+        runs.append(SparseJEPATrainer(Cramped(make_small_config()), args, train_dataset=make_trainer().train_dataset))
+        runs[-1].train()
+    assert_same_weights(weights_of(runs[0]), weights_of(runs[1]))
+    assert train_logs_of(runs[0]) == train_logs_of(runs[1])
+    assert runs[0].state.train_batch_size == runs[0]._train_batch_size == 4
 
 
 # ---- interruption ----
@@ -435,7 +602,7 @@ def test_the_model_card_is_ours_and_stays_so(make_trainer, tmp_path):
     trainer.create_model_card()
     ours = (tmp_path / "encoder" / "README.md").read_text(encoding="utf-8")
     assert ours.startswith("---\nlibrary_name: transformers\n") and "# encoder" in ours
-    assert f"| last prediction_loss | {trainer.state.log_history[-2]['prediction_loss']:.4g} |" in ours
+    assert f"| prediction loss at the end | {trainer.state.log_history[-2]['prediction_loss']:.4g} |" in ours
     trainer.create_model_card(model_name="generic", tags=["generic"])
     assert (tmp_path / "encoder" / "README.md").read_text(encoding="utf-8") == ours
 
@@ -449,6 +616,25 @@ def test_a_checkpoint_is_safetensors_and_carries_both_encoders(make_trainer):
         assert torch.equal(saved[name], parameter)
     assert not list(folder.glob("pytorch_model*"))
     assert json.loads((folder / "config.json").read_text())["model_type"] == "sparsejepa"
+
+
+def test_no_file_of_a_run_holds_the_token(make_trainer, tmp_path, monkeypatch):
+    """`Trainer` writes its arguments as a pickle: into checkpoints, beside the model and, in a push, again."""
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "run" / "events"))
+    token = "hf_" + "secretletters" * 2
+    trainer = make_trainer(
+        output_dir=str(tmp_path / "run"), hub_token=token, save_strategy="steps", save_steps=2, report_to="tensorboard"
+    )
+    trainer.train()
+    trainer.save_model()
+    torch.save(trainer.args, tmp_path / "run" / "as-a-push-does.bin")
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert {"checkpoint-2", "checkpoint-4", "run", "events"} <= {path.parent.name for path in files}
+    assert not [path for path in files if token.encode() in path.read_bytes()]
+    assert not list((tmp_path / "run").rglob("training_args.bin"))
+    assert trainer.args.hub_token == copy.deepcopy(trainer.args).hub_token == token
+    resumed = make_trainer(max_steps=6, output_dir=str(tmp_path / "run"))
+    assert resumed.train(resume_from_checkpoint=True).global_step == 6
 
 
 def test_a_saved_run_loads_without_a_warning(make_trainer, hear_warnings):

@@ -19,8 +19,9 @@ TWO_PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--standalone", 
 
 # Trains every run of a JSON list, one after the other, and keeps what they end with.
 TRAIN = """
-import json, sys
+import json, os, sys
 import torch
+from accelerate.utils import gather_object
 from torch.utils.data import Dataset
 from sparsejepa_hf import SparseJEPAConfig
 from sparsejepa_hf.modeling_sparsejepa import SparseJEPAForPreTraining
@@ -39,7 +40,8 @@ class Images(Dataset):
         return len(self.images)
 
     def __getitem__(self, index):
-        return {"pixel_values": self.images[index], "labels": index % 4}
+        # Each process has labels of its own, so each measures another kNN accuracy.
+        return {"pixel_values": self.images[index], "labels": index % (4 - int(os.environ.get("RANK", 0)))}
 
 
 for run in json.load(open(sys.argv[1])):
@@ -60,7 +62,9 @@ for run in json.load(open(sys.argv[1])):
         error = str(raised)
     result = {"error": error, "logs": trainer.state.log_history, "processes": trainer.args.world_size}
     if not error:
-        result["eval_loss"] = trainer.evaluate()["eval_loss"]
+        metrics = trainer.evaluate()
+        result["eval_loss"] = metrics["eval_loss"]
+        result["eval_knn_accuracy"] = gather_object([metrics.get("eval_knn_accuracy")])
     if trainer.is_world_process_zero():
         weights = {name: p.detach() for name, p in trainer.model.named_parameters()}
         torch.save({"weights": weights, "result": json.dumps(result)}, run["out"])
@@ -157,6 +161,8 @@ def test_two_processes_train_what_one_trains_with_twice_the_batch(trained, asser
         assert logged(result, part) == pytest.approx(logged(expected, part), rel=1e-4)
     assert result["eval_loss"] == pytest.approx(expected["eval_loss"], rel=1e-4)
     assert len(logged(result, "knn_accuracy")) == (4 if name == "watched" else 0)
+    last = logged(result, "knn_accuracy")[-1] if name == "watched" else None
+    assert result["eval_knn_accuracy"] == [last, last], "both go by what the first measured"
 
 
 @pytest.mark.slow

@@ -242,3 +242,42 @@ def test_the_trainer_takes_its_own_kind_alone(make_classifier, make_small_config
         FineTuningTrainer(SparseJEPAForPreTraining(make_small_config()), arguments)
     with pytest.raises(TypeError, match="args is a TrainingArguments"):
         FineTuningTrainer(make_classifier(), TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"))
+
+
+# ---- data, models and predictions as transformers' Trainer takes them ----
+
+
+def test_pairs_and_a_column_named_label_train_as_labels_do(make_classifier, make_dataset, weights_of, tmp_path):
+    images = make_dataset(16)
+    forms = (
+        images,
+        [(images.pixel_values[i], int(images.labels[i])) for i in range(16)],
+        [{"pixel_values": images.pixel_values[i].numpy(), "label": int(images.labels[i])} for i in range(16)],
+    )
+    found = []
+    for data in forms:
+        arguments = FineTuningArguments(str(tmp_path), **{**FAST, "num_train_epochs": 1})
+        trainer = FineTuningTrainer(make_classifier(classes=4), arguments, train_dataset=data)
+        trainer.train()
+        found.append(weights_of(trainer))
+    assert all(torch.equal(other[name], weight) for other in found[1:] for name, weight in found[0].items())
+
+
+def test_unlabelled_images_are_predicted_as_labelled_ones_are_but_not_trained_on(make_trainer, make_dataset):
+    trainer = make_trainer()
+    logits = trainer.predict(make_dataset(8)).predictions
+    bare = make_dataset(8, labels=False)
+    np.testing.assert_array_equal(trainer.predict(bare).predictions, logits)
+    trainer.train_dataset = bare
+    with pytest.raises(ValueError, match=r"A batch has \['pixel_values'\]; expected labels too"):
+        trainer.train()
+
+
+def test_the_encoder_of_a_new_model_is_frozen_too(make_classifier, make_dataset, tmp_path):
+    arguments = FineTuningArguments(str(tmp_path), **FAST, freeze_encoder=True)
+    images = make_dataset(16)
+    trainer = FineTuningTrainer(args=arguments, train_dataset=images, model_init=lambda: make_classifier(classes=4))
+    start = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    moved = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, start[name])}
+    assert moved == {"classifier.weight", "classifier.bias"}

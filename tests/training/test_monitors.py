@@ -305,6 +305,31 @@ def test_what_the_monitor_logs_is_the_knn_accuracy_of_the_encoder_s_features(mak
     assert logged[-1] == knn_accuracy(*sets, k=3)
 
 
+def test_at_a_step_of_a_run_it_is_measured_once_and_after_the_run_anew(make_trainer, make_dataset, monkeypatch):
+    """The best checkpoint may lie in the model after the run, at the same step."""
+    calls = []
+    monkeypatch.setattr(monitors, "knn_accuracy", lambda *sets, k: calls.append(k) or len(calls) / 10)
+    options = {"knn_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "max_steps": 2}
+    trainer = make_trainer(knn_datasets=(make_dataset(8), make_dataset(8)), eval_dataset=make_dataset(8), **options)
+    trainer.train()
+    history = trainer.state.log_history
+    assert [entry["knn_accuracy"] for entry in history if "knn_accuracy" in entry] == [0.1, 0.2, 0.3]
+    assert [entry["eval_knn_accuracy"] for entry in history if "eval_knn_accuracy" in entry] == [0.2, 0.3]
+    assert [trainer.evaluate()["eval_knn_accuracy"] for _ in range(2)] == [0.4, 0.5]
+    assert "test_knn_accuracy" not in trainer.predict(make_dataset(8)).metrics
+
+
+def test_a_monitor_begins_a_run_with_nothing_of_the_run_before(make_trainer, train_logs_of):
+    """Nor of one that ran out of memory and begins again."""
+    first, second = (make_trainer(max_steps=1) for _ in range(2))
+    second._loss_parts.on_outputs(losses(1e6, 1e6, 1e6))
+    window = next(c for c in second.callback_handler.callbacks if isinstance(c, FeatureMonitor))
+    window.on_outputs(features(torch.randn(8, 3, 32)))
+    for trainer in (first, second):
+        trainer.train()
+    assert train_logs_of(second) == train_logs_of(first)
+
+
 @pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="torch is built without CUDA")
 def test_the_bank_lies_on_the_gpu_when_neighbours_are_looked_for(make_trainer, make_dataset, monkeypatch):
     """On tensors that only say that they are CUDA's."""
@@ -314,8 +339,7 @@ def test_the_bank_lies_on_the_gpu_when_neighbours_are_looked_for(make_trainer, m
     monitor = KNNMonitor(make_dataset(8), make_dataset(8), trainer.normalize, lambda logs: None)
     args = SimpleNamespace(device=torch.device("cuda"), knn_k=3)
     monkeypatch.setattr(monitors, "extract_features", lambda encoder, images, preprocess: torch.zeros(len(images), 4))
-    monitor._bank_images = monitor._images = torch.zeros(8, 3, 16, 16, dtype=torch.uint8)
-    monitor._bank_labels = monitor._labels = torch.zeros(8, dtype=torch.int64)
+    monitor._sets = [(torch.zeros(8, 3, 16, 16, dtype=torch.uint8), torch.zeros(8, dtype=torch.int64))] * 2
     with FakeTensorMode(allow_non_fake_inputs=True):
         monitor._measure(args, trainer.model)
     assert found == ["cuda"]

@@ -4,8 +4,9 @@
 import math
 
 import pytest
+import safetensors.torch
 import torch
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from sparsejepa_hf import (
     SparseJEPAForPreTraining,
@@ -18,7 +19,7 @@ from sparsejepa_hf.data import (
     load_image_dataset,
 )
 from sparsejepa_hf.training import callbacks as steps
-from sparsejepa_hf.training import kkt_residual, proximal, proximal_step_
+from sparsejepa_hf.training import kkt_residual, monitors, proximal, proximal_step_
 from sparsejepa_hf.training.proximal import AVERAGE_GRADIENT, optimizer_metric, own_parameter_group, settle_columns_
 
 
@@ -79,6 +80,25 @@ def test_the_target_encoder_is_the_closed_form_average_of_the_context_encoder(ma
         torch.testing.assert_close(target.double(), expected, rtol=0, atol=1e-6)
     moved = [not torch.equal(a, b) for a, b in zip(encoder(trainer.model, "context"), start, strict=True)]
     assert all(moved), "the context encoder learns, all of it"
+
+
+def test_the_trainer_freezes_the_target_encoder_whoever_thawed_it(make_trainer, make_small_config):
+    """Also of a model that it makes by itself, before the optimizer is made."""
+
+    def thawed():
+        model = SparseJEPAForPreTraining(make_small_config())
+        model.requires_grad_(True)
+        return model
+
+    args = make_trainer().args
+    given = SparseJEPATrainer(thawed(), args, train_dataset=make_trainer().train_dataset)
+    made = SparseJEPATrainer(args=args, model_init=thawed, train_dataset=given.train_dataset)
+    made.train()
+    for trainer in (given, made):
+        target = {id(p) for p in trainer.model.sparsejepa.target_encoder.parameters()}
+        trainable = {id(p) for p in trainer.model.parameters() if p.requires_grad}
+        assert not target & trainable and len(target) + len(trainable) == len(list(trainer.model.parameters()))
+    assert not target & {id(p) for group in made.optimizer.param_groups for p in group["params"]}
 
 
 # ---- the optimizer ----
@@ -426,6 +446,65 @@ def test_the_evaluation_loss_falls_with_training_and_takes_no_latent_noise(make_
     assert trainer.evaluate()["eval_loss"] < before
 
 
+def test_the_best_checkpoint_and_early_stopping_go_by_the_knn_accuracy(
+    make_trainer, make_dataset, weights_of, monkeypatch
+):
+    """It peaks at step 2 of the run, which ends at step 4 after two evaluations without a gain."""
+    accuracies = iter([0.1, 0.3, 0.9, 0.5, 0.6, 0.7, 0.8])
+    monkeypatch.setattr(monitors, "knn_accuracy", lambda *sets, k: next(accuracies))
+    trainer = make_trainer(
+        callbacks=[EarlyStoppingCallback(2)],
+        knn_datasets=(make_dataset(8), make_dataset(8)),
+        eval_dataset=make_dataset(8),
+        max_steps=6,
+        knn_steps=1,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="knn_accuracy",
+    )
+    trainer.train()
+    assert trainer.state.global_step == 4 and trainer.state.best_metric == 0.9
+    best = safetensors.torch.load_file(f"{trainer.args.output_dir}/checkpoint-2/model.safetensors")
+    assert all(torch.equal(best[name], weight) for name, weight in weights_of(trainer).items())
+    assert trainer.evaluate()["eval_knn_accuracy"] == 0.7, "of the model as it is now, not of step 4"
+
+
+def test_evaluations_measure_knn_without_steps_of_its_own(make_trainer, make_dataset, logs_of):
+    sets = make_dataset(24), make_dataset(16, seed=1)
+    named = {"a": make_dataset(8), "b": make_dataset(8, seed=2)}
+    trainer = make_trainer(knn_datasets=sets, eval_dataset=named, knn_k=3, eval_strategy="steps", eval_steps=2)
+    trainer.train()
+    assert not any("knn_accuracy" in entry for entry in logs_of(trainer))
+    for name in named:
+        measured = [entry[f"eval_{name}_knn_accuracy"] for entry in logs_of(trainer) if f"eval_{name}_loss" in entry]
+        assert len(measured) == 2 and all(0 <= accuracy <= 1 for accuracy in measured)
+
+
+# ---- labels ----
+
+LABELS = {
+    "None": lambda i: {"labels": None},
+    "text": lambda i: {"labels": "cat"},
+    "several an image": lambda i: {"labels": [0] * (i % 3)},
+    "every second": lambda i: {"labels": 1} if i % 2 else {},
+    "boxes": lambda i: {"labels": {"bbox": [0, 0, 1, 1]}},
+}
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_labels_of_any_kind_are_left_out_of_training_and_evaluation(make_trainer, make_dataset, train_logs_of, kind):
+    images = make_dataset(24, labels=False)
+    labelled = [{**images[i], **LABELS[kind](i)} for i in range(24)]
+    bare, other = (make_trainer(train_dataset=data, eval_dataset=data, max_steps=2) for data in (images, labelled))
+    for trainer in (bare, other):
+        trainer.train()
+    assert train_logs_of(other) == train_logs_of(bare)
+    assert other.evaluate()["eval_loss"] == bare.evaluate()["eval_loss"]
+
+
 # ---- collapse ----
 
 
@@ -483,13 +562,20 @@ class TestDataOnDevice:
             losses.append(trainer.train().training_loss)
         assert losses[0] == losses[1]
 
+    def test_held_out_images_are_stacked_as_ever(self, make_trainer):
+        dataset = build_image_dataset(load_image_dataset("synthetic-scenes", max_examples=32), 16, cache=True)
+        heldout = [{"pixel_values": dataset[i]["pixel_values"].numpy(), "labels": "cat"} for i in range(12)]
+        losses = [
+            make_trainer(train_dataset=dataset, eval_dataset=heldout, data_on_device=on_device).evaluate()["eval_loss"]
+            for on_device in (False, True)
+        ]
+        assert losses[0] == losses[1]
+
     def test_a_collator_that_would_not_be_called_is_refused(self, make_small_config, tmp_path):
         dataset = build_image_dataset(load_image_dataset("synthetic-scenes", max_examples=32), 16, cache=True)
         arguments = SparseJEPATrainingArguments(str(tmp_path), use_cpu=True, report_to="none", data_on_device=True)
         with pytest.raises(ValueError, match="one or the other"):
-            SparseJEPATrainer(
-                SparseJEPAForPreTraining(make_small_config()), arguments, dataset, data_collator=collate_images
-            )
+            SparseJEPATrainer(SparseJEPAForPreTraining(make_small_config()), arguments, collate_images, dataset)
 
     def test_images_that_are_not_in_memory_are_refused(self, make_trainer, make_dataset):
         scenes = build_image_dataset(load_image_dataset("synthetic-scenes", max_examples=32), 16, cache=False)

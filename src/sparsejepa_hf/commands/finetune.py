@@ -6,7 +6,7 @@
 
 Options stand in a YAML file or a built-in recipe; flags override them; `--help` lists them all. The output folder
 holds the classifier with its class names and image processor, the resolved options (`finetuning_options.yaml`, which
-runs again as it stands) and the results (`finetuning_results.json`).
+runs again as it stands) the results (`finetuning_results.json`) and a model card.
 """
 
 import json
@@ -59,10 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     )
     if trainer.is_world_process_zero():
         write_options(folder, model_args, data_args, training_args, name="finetuning_options.yaml")
+    # Remembered, for the cards of steps that are pushed.
+    trainer.create_model_card(dataset=data_args.dataset, finetuned_from=checkpoint, origin=origin)
 
     output = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    trainer.save_model()
-    trainer.save_state()
+    trainer.save_run()
     parts = [part for part in (data.train, data.validation, data.test) if part is not None]
     results = {
         "output_dir": training_args.output_dir,
@@ -77,6 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "test": trainer.measure(data.test),
         "provenance": origin,
     }
+    measured = {data_args.test_split: results["test"], f"held out of {data_args.train_split}": results["validation"]}
+    trainer.create_model_card(results={split: scores for split, scores in measured.items() if scores})
     if trainer.is_world_process_zero():
         (folder / "finetuning_results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         report(results)

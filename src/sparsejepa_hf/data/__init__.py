@@ -9,12 +9,14 @@ from .dataset import (
     TooManyBadImagesError,
     build_image_dataset,
     collate_images,
+    collate_pixels,
 )
 from .images import UndecodableImageError, resize_to_square, to_rgb
 from .loading import (
     SCENE_STYLES,
     SYNTHETIC_SCENES,
     TEXTURED_SCENES,
+    align_classes,
     find_image_column,
     find_label_column,
     load_image_dataset,
@@ -33,9 +35,11 @@ __all__ = [
     "StreamingImageDataset",
     "TooManyBadImagesError",
     "UndecodableImageError",
+    "align_classes",
     "build_image_dataset",
     "build_scenes",
     "collate_images",
+    "collate_pixels",
     "find_image_column",
     "find_label_column",
     "load_image_dataset",

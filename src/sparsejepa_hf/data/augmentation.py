@@ -26,8 +26,8 @@ def normalize_images(pixel_values: Tensor, mean: Sequence[float] | Tensor, std: 
     """`(x / 255 - mean) / std` for uint8 pixels, `(x - mean) / std` for floats in [0, 1].
 
     Args:
-        pixel_values: uint8 or floating, (B, 3, H, W) or (3, H, W).
-        mean: of each channel, on the scale from 0 to 1.
+        pixel_values: uint8 or floating, (B, C, H, W) or (C, H, W).
+        mean: of each of the C channels, on the scale from 0 to 1.
         std: of each channel, on the same scale, positive.
 
     Returns:
@@ -35,17 +35,23 @@ def normalize_images(pixel_values: Tensor, mean: Sequence[float] | Tensor, std: 
 
     Raises:
         TypeError: `pixel_values` is neither uint8 nor floating.
+        ValueError: `mean` and `std` are of another number of channels than the images.
     """
     if pixel_values.dtype != torch.uint8 and not pixel_values.is_floating_point():
         raise TypeError(f"pixel_values has type {pixel_values.dtype}; expected uint8, or floats in [0, 1].")
+    if not len(mean) == len(std) == pixel_values.shape[-3]:
+        raise ValueError(
+            f"The images have {pixel_values.shape[-3]} channels, but there are {len(mean)} means and {len(std)} "
+            "standard deviations; expected one of each a channel."
+        )
     scale = 255.0 if pixel_values.dtype == torch.uint8 else 1.0
     return _normalize_(pixel_values.to(torch.float32, copy=True), mean, std, scale)
 
 
 def _normalize_(pixels: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor, scale: float) -> Tensor:
     """`(pixels / scale - mean) / std` in place: memory traffic is what augmentation costs."""
-    mean = torch.as_tensor(mean, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
-    inverse_std = 1.0 / torch.as_tensor(std, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
+    mean = torch.as_tensor(mean, dtype=torch.float32, device=pixels.device).view(-1, 1, 1)
+    inverse_std = 1.0 / torch.as_tensor(std, dtype=torch.float32, device=pixels.device).view(-1, 1, 1)
     return pixels.mul_(inverse_std / scale).sub_(mean * inverse_std)
 
 
@@ -62,7 +68,8 @@ class BatchAugmentation(nn.Module):
        `crop="none"`: no crop. Needs images of `image_size`.
     2. A horizontal flip with probability `horizontal_flip`.
     3. With `color_jitter` j > 0: brightness, contrast and saturation factors, each uniform in [1 - j, 1 + j],
-       applied in that order as in torchvision, but clamped to [0, 1] once, at the end.
+       applied in that order as in torchvision, but clamped to [0, 1] once, at the end. Saturation is for three
+       channels; the contrast of any other number is about the mean over the channels.
     4. [`normalize_images`].
 
     Args:
@@ -124,11 +131,11 @@ class BatchAugmentation(nn.Module):
         """Augments a batch.
 
         Args:
-            pixel_values: uint8 (B, 3, H, W).
+            pixel_values: uint8 (B, C, H, W), with C the number of means.
             keys: int64 (B,), one for each sample (see `counter_rng.stream_keys`); moved to the device of the pixels.
 
         Returns:
-            float32 (B, 3, image_size, image_size), normalised, on the device of `pixel_values`.
+            float32 (B, C, image_size, image_size), normalised, on the device of `pixel_values`.
 
         Raises:
             TypeError: the pixels are not uint8.
@@ -137,9 +144,11 @@ class BatchAugmentation(nn.Module):
         shape = tuple(pixel_values.shape)
         if pixel_values.dtype != torch.uint8:
             raise TypeError(f"pixel_values has type {pixel_values.dtype}; expected uint8.")
-        if len(shape) != 4 or shape[1] != 3 or keys.shape != shape[:1]:
+        channels = len(self.mean)
+        if len(shape) != 4 or shape[1] != channels or keys.shape != shape[:1]:
             raise ValueError(
-                f"pixel_values has shape {shape} and keys {tuple(keys.shape)}; expected (B, 3, H, W) and (B,)."
+                f"pixel_values has shape {shape} and keys {tuple(keys.shape)}; expected (B, {channels}, H, W) and "
+                "(B,)."
             )
         if self.crop != "resized" and shape[2:] != (self.image_size, self.image_size):
             raise ValueError(
@@ -198,6 +207,8 @@ class BatchAugmentation(nn.Module):
         """Jitters float pixels from 0 to 255 in place, to values from 0 to 1."""
         factors = 1 - self.color_jitter + 2 * self.color_jitter * draws[:, _BRIGHTNESS:]
         brightness, contrast, saturation = factors.view(-1, 3, 1, 1).unbind(1)
+        if pixels.shape[1] != len(_LUMA):
+            saturation = torch.ones_like(saturation)
         mean_grey = _grey(_channel_means(pixels, is_exact))
         # Without clamps in between, the three are one affine map: x -> scale * x + grey_scale * grey(x) + shift.
         scale = saturation * contrast * brightness / 255.0
@@ -228,13 +239,15 @@ def _resize_places(start: Tensor, length: Tensor, size: int) -> Tensor:
 
 
 def _grey(pixels: Tensor) -> Tensor:
-    """Luma of (B, 3, H, W) as (B, H, W)."""
+    """Luma of (B, 3, H, W), or the mean of any other number of channels, as (B, H, W)."""
+    if pixels.shape[1] != len(_LUMA):
+        return pixels.mean(dim=1)
     grey = pixels[:, 0] * _LUMA[0]
     return grey.add_(pixels[:, 1], alpha=_LUMA[1]).add_(pixels[:, 2], alpha=_LUMA[2])
 
 
 def _channel_means(pixels: Tensor, is_exact: bool) -> Tensor:
-    """Mean of each channel, float32 (B, 3, 1, 1), the same in whatever order, hence batch, the pixels are summed."""
+    """Mean of each channel, float32 (B, C, 1, 1), the same in whatever order, hence batch, the pixels are summed."""
     count = pixels.shape[2] * pixels.shape[3]
     if is_exact:
         return pixels.sum((2, 3), keepdim=True) / count

@@ -2,9 +2,10 @@
 """Torch data sets of square uint8 images, with damaged images skipped, counted and reported."""
 
 import itertools
+import operator
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ import datasets
 import numpy as np
 import torch
 from datasets.distributed import split_dataset_by_node
+from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -23,6 +25,7 @@ _CHUNK = 256
 _MIN_SEEN = 100
 _SHOWN_FAILURES = 3
 _MISSING_LABEL = -1
+_NO_LABEL = object()
 
 Example = dict[str, Any]
 
@@ -322,15 +325,113 @@ class ResidentImages(torch.utils.data.Dataset):
         return self._pixel_values.index_select(0, places)
 
 
-def collate_images(examples: ImageBatch | Sequence[Example]) -> dict[str, Tensor]:
-    """A batch of B examples: `pixel_values`, uint8 (B, 3, S, S), and, if they have labels, `labels`, int64 (B,)."""
+def collate_images(examples: ImageBatch | Sequence[Any]) -> dict[str, Tensor]:
+    """A batch of B examples: `pixel_values` (B, C, H, W) and, if they have labels, `labels`, int64 (B,).
+
+    Args:
+        examples: [`ImageBatch`], or B examples. Each is a mapping with `pixel_values` and perhaps `labels` or `label`,
+            as `datasets` gives; a tuple (image, label), as torchvision's data sets give; or an image alone. An image
+            is a tensor, an array, nested lists, all (C, H, W), or a PIL image of mode L, RGB or RGBA. Whole numbers
+            are pixels from 0 to 255, which the Trainers augment and normalise; floats are the model's input.
+
+    Returns:
+        whole numbers as uint8, double precision as float32, other floats as they are.
+
+    Raises:
+        ValueError: an image or a label is not one of these, or they do not fit each other.
+    """
     if isinstance(examples, ImageBatch):
         batch = {"pixel_values": examples.pixel_values}
         return batch if examples.labels is None else {**batch, "labels": examples.labels}
-    batch = {"pixel_values": torch.stack([example["pixel_values"] for example in examples])}
-    if "labels" in examples[0]:
-        batch["labels"] = torch.tensor([example["labels"] for example in examples], dtype=torch.int64)
-    return batch
+    images, labels = zip(*(_image_and_label(example) for example in examples), strict=True)
+    batch = {"pixel_values": _stack_images(images)}
+    absent = sum(label is _NO_LABEL for label in labels)
+    if absent and absent < len(labels):
+        raise ValueError(
+            f"{absent} of the {len(labels)} examples of a batch have no label; expected all of them to have one, or "
+            f"none. Give those the label {_MISSING_LABEL}, or take them out."
+        )
+    return batch if absent else {**batch, "labels": torch.tensor([_class_number(label) for label in labels])}
+
+
+def collate_pixels(examples: ImageBatch | Sequence[Any]) -> dict[str, Tensor]:
+    """As [`collate_images`], without labels, whatever they are: pre-training does not look at them.
+
+    Examples of [`ResidentImages`] become `places`, int64 (B,).
+    """
+    if isinstance(examples, ImageBatch):
+        return {"pixel_values": examples.pixel_values}
+    if isinstance(examples[0], dict) and "places" in examples[0]:
+        return {"places": torch.tensor([example["places"] for example in examples])}
+    return {"pixel_values": _stack_images([_image_and_label(example)[0] for example in examples])}
+
+
+def _image_and_label(example: Any) -> tuple[Any, Any]:
+    if isinstance(example, Mapping):
+        if "pixel_values" not in example:
+            raise ValueError(
+                f"An example has {sorted(example)}; expected 'pixel_values'. Let with_transform or map make them, or "
+                "use build_image_dataset(load_image_dataset(dataset), config.image_size)."
+            )
+        return example["pixel_values"], example.get("labels", example.get("label", _NO_LABEL))
+    if isinstance(example, tuple) and example:
+        return example[0], example[1] if len(example) > 1 else _NO_LABEL
+    return example, _NO_LABEL
+
+
+def _stack_images(images: Sequence[Any]) -> Tensor:
+    pixels = [_as_tensor(image) for image in images]
+    kinds = sorted({f"{str(image.dtype).removeprefix('torch.')} {tuple(image.shape)}" for image in pixels})
+    if len(kinds) > 1:
+        raise ValueError(
+            f"The images of a batch are of different kinds: {', '.join(kinds[:4])}. Resize them to one size and "
+            "convert them to one type, channels first."
+        )
+    shape = tuple(pixels[0].shape)
+    # Few channels in the last place, and not in the first.
+    is_channels_last = len(shape) == 3 and shape[2] <= 4 < min(shape[:2])
+    if len(shape) != 3 or is_channels_last:
+        raise ValueError(
+            f"An image has the shape {shape}; expected (channels, height, width)"
+            f"{', and the channels seem to come last' if is_channels_last else ''}. Reshape it in the data set."
+        )
+    batch = torch.stack(pixels)
+    if batch.dtype == torch.uint8 or batch.is_floating_point():
+        return batch.float() if batch.dtype == torch.float64 else batch
+    wide = batch.long()
+    if batch.dtype == torch.bool or batch.is_complex() or wide.min() < 0 or wide.max() > 255:
+        raise ValueError(
+            f"The images are of type {str(batch.dtype).removeprefix('torch.')} and no pixels from 0 to 255; expected "
+            "those, or normalised floats. Scale them in the data set."
+        )
+    return wide.to(torch.uint8)
+
+
+def _as_tensor(image: Any) -> Tensor:
+    if isinstance(image, Tensor):
+        return image
+    if isinstance(image, Image.Image):
+        if image.mode not in ("L", "RGB", "RGBA"):
+            raise ValueError(f"A PIL image has the mode {image.mode}; expected RGB, RGBA or L. Call to_rgb on it.")
+        image = np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
+    try:
+        # A writable copy of what torch does not take as it is, such as a flipped view.
+        return torch.from_numpy(np.require(image, requirements=["C", "W"]))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"An image is a {type(image).__name__} that makes no tensor ({error}); expected a tensor, an array, "
+            "nested lists of numbers (channels, height, width), or a PIL image."
+        ) from error
+
+
+def _class_number(label: Any) -> int:
+    try:
+        return operator.index(label)
+    except TypeError as error:
+        raise ValueError(
+            f"A label is {label!r}; expected the number of a class ({_MISSING_LABEL} stands for none). Turn labels "
+            "into numbers in the data set."
+        ) from error
 
 
 class _Tally:

@@ -151,6 +151,42 @@ def find_label_column(features: Mapping[str, Any]) -> str | None:
     return next((column for column in _LABEL_NAMES if _is_label(features.get(column))), None)
 
 
+def align_classes(dataset: Dataset, reference: Dataset, names: tuple[str, str] = ("test", "train")) -> Dataset:
+    """`dataset` with the class numbers of `reference`: where names come from folders or strings, each split numbers
+    its own.
+
+    Args:
+        dataset: with a column `label`; classes that it has no image of may be absent.
+        reference: with a column `label`.
+        names: what the two are called in messages.
+
+    Raises:
+        ValueError: `dataset` has a class that `reference` lacks, or one of the two has no names of classes.
+    """
+    own, other = dataset.features["label"], reference.features["label"]
+    if isinstance(own, ClassLabel) != isinstance(other, ClassLabel):
+        raise ValueError(
+            f"{names[0]} and {names[1]}: the labels are class names in one and numbers in the other; expected the "
+            "same kind in both."
+        )
+    if not isinstance(own, ClassLabel) or own.names == other.names:
+        return dataset
+    column = dataset.select_columns("label").with_format("arrow")[:]["label"].to_pylist()
+    # None and -1 stand for no label.
+    found = {own.names[label] for label in column if label is not None and label >= 0}
+    unseen = sorted(found - set(other.names))
+    if unseen:
+        listed = ", ".join(unseen[:5]) + (", ..." if len(unseen) > 5 else "")
+        raise ValueError(
+            f"{names[0]} has {len(unseen)} classes that {names[1]} lacks ({listed}); expected its classes to be among "
+            "those. Leave their images out, or give both the same classes."
+        )
+    numbers = [other.str2int(name) if name in found else -1 for name in own.names]
+    labels = [label if label is None or label < 0 else numbers[label] for label in column]
+    # By column, so that images are neither decoded nor written anew.
+    return dataset.remove_columns("label").add_column("label", labels, feature=other)
+
+
 def _load(
     source: Any,
     split: str,

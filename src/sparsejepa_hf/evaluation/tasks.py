@@ -21,7 +21,7 @@ import numpy as np
 import yaml
 from datasets import ClassLabel, Dataset, Value
 
-from ..data import SCENE_STYLES, load_image_dataset
+from ..data import SCENE_STYLES, align_classes, load_image_dataset
 
 
 Kind = Literal["classification", "count"]
@@ -185,7 +185,7 @@ def load_task(
     if split == "test" and task.source is not None:
         train = _with_integer_labels(_read(task, "train", options), task, "train")
         _check_identity(train, task, "train")
-        dataset = _align_classes(dataset, train, task)
+        dataset = align_classes(dataset, train, (f"{task.name}: test", "train"))
         if task.kind == "classification" and task.num_classes is None:
             task = replace(task, num_classes=_num_classes(train, task.kind))
     _check_identity(dataset, task, split)
@@ -267,28 +267,6 @@ def _with_integer_labels(dataset: Dataset, task: Task, split: str) -> Dataset:
         return dataset
     # By column, so that images are neither decoded nor written anew.
     return dataset.remove_columns("label").add_column("label", labels)
-
-
-def _align_classes(test: Dataset, train: Dataset, task: Task) -> Dataset:
-    """Test with the class numbers of train: where names come from folders or strings, each split numbers its own."""
-    own, other = test.features["label"], train.features["label"]
-    if isinstance(own, ClassLabel) != isinstance(other, ClassLabel):
-        raise ValueError(
-            f"{task.name}: the labels are class names in one split and numbers in the other; expected the same "
-            "kind in both."
-        )
-    if not isinstance(own, ClassLabel) or own.names == other.names:
-        return test
-    unseen = sorted(set(own.names) - set(other.names))
-    if unseen:
-        raise ValueError(
-            f"{task.name}: test has {len(unseen)} classes that train lacks ({_shorten(unseen)}); expected test "
-            "classes to be among those of train. Leave their images out, or add train images."
-        )
-    labels, to_train = _labels(test), np.array([other.str2int(name) for name in own.names])
-    return test.remove_columns("label").add_column(
-        "label", np.where(labels < 0, labels, to_train[labels]), feature=other
-    )
 
 
 def _check_identity(dataset: Dataset, task: Task, split: str) -> None:

@@ -1,8 +1,9 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
-"""Pre-training and fine-tuning: options, data of a run, Trainers, callbacks, monitors and the model card."""
+"""Pre-training and fine-tuning: options, data of a run, Trainers, callbacks and monitors."""
 
+from ..image_processing_sparsejepa import image_processor
 from .arguments import FineTuningArguments, SparseJEPATrainingArguments
-from .base_trainer import ImageTrainer, NonFiniteLossError, image_processor
+from .base_trainer import ImageTrainer, NonFiniteLossError
 from .checkpoints import last_complete_checkpoint, refuse_other_checkpoints
 from .comparison import compare_features
 from .ema import ema_update_

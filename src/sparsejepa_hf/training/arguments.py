@@ -14,6 +14,16 @@ def has_bf16() -> bool:
     return bool(is_torch_bf16_gpu_available() or is_torch_xla_available())
 
 
+class _Secret(str):
+    """Text that is pickled as None. The Trainer writes a pickle of its arguments beside what it pushes to the Hub."""
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return type(None), ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Secret":
+        return self
+
+
 @dataclass
 class ImageTrainingArguments(TrainingArguments):
     """What pre-training and fine-tuning share.
@@ -56,6 +66,10 @@ class ImageTrainingArguments(TrainingArguments):
         self._require_pair("crop_scale")
         if not 0.0 <= self.horizontal_flip <= 1.0:
             raise ValueError(f"horizontal_flip is {self.horizontal_flip}; expected a probability in [0, 1].")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        is_secret = name == "hub_token" and isinstance(value, str)
+        super().__setattr__(name, _Secret(value) if is_secret else value)
 
     def _require_at_least(self, lowest: int, *names: str) -> None:
         for name in names:

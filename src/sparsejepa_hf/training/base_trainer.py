@@ -2,24 +2,35 @@
 """What pre-training and fine-tuning share of a Trainer: images, their places in a step, resuming, finite losses."""
 
 import math
-from collections.abc import Callable, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, ClassVar
 
+import datasets
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
-from transformers import PreTrainedModel, Trainer, ViTImageProcessor
-from transformers.image_utils import PILImageResampling
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import HubStrategy
+from transformers.utils import logging
 
 from ..counter_rng import stream_keys
 from ..data import BatchAugmentation, StreamingImageDataset, collate_images, normalize_images
+from ..image_processing_sparsejepa import image_processor
+from ..publishing import write_model_card
 from .arguments import ImageTrainingArguments
 from .callbacks import TrainingCallback
 from .checkpoints import last_complete_checkpoint
 from .ema import local_shard
 from .precision import warn_of_slow_bf16
 
+
+logger = logging.get_logger(__name__)
 
 AUGMENTATION_STREAM = 2
 
@@ -35,46 +46,64 @@ class ImageTrainer(Trainer):
     of processes or accumulation steps, nor on an interruption. A loss or a weight that is not finite ends the run
     before it is saved.
 
+    Arguments stand in `Trainer`'s order.
+
     Args:
-        model: an instance of `model_class`.
-        args: an instance of `arguments_class`.
+        model: an instance of `model_class`; or leave it out and give `model_init`.
+        args: an instance of `arguments_class`; default: one that writes into "tmp_trainer", as in `Trainer`.
+        data_collator: stacks examples; default: the function of [`collate_images`] or, in pre-training,
+            [`collate_pixels`].
         train_dataset: examples {"pixel_values": uint8 (C, S, S)}, which are augmented and normalised here, or float
-            (C, H, W), which are used as they are.
+            (C, H, W), which are used as they are. [`collate_images`] says what else an example can be.
         eval_dataset: held-out examples, never augmented; none is left out of an evaluation.
         processing_class: image processor, saved with the checkpoint; its `image_mean` and `image_std` normalise.
-        data_collator: stacks examples; default: [`collate_images`].
+        model_init: makes a new model for each `train()` and each trial of `hyperparameter_search`. What depends on the
+            model and its options, such as `augmentation`, is then made anew too.
         kwargs: as for `Trainer`.
 
     Raises:
-        TypeError: `model` or `args` is of another class.
+        TypeError: the model or `args` is of another class.
         ValueError: arguments do not fit together, or a data set is not one of images.
     """
 
     model_class: ClassVar[type[PreTrainedModel]]
     arguments_class: ClassVar[type[ImageTrainingArguments]]
+    default_collator = staticmethod(collate_images)
+    train_dataset: Any
+    card_kind: ClassVar[str]
+    # What the model card was told of the run; replaced, never changed.
+    _told: Mapping[str, Any] = {}
     # The loss is a mean over the batch.
     loss_is_scaled_for_ga = False
     non_finite_advice = "Try a smaller learning_rate, a longer warmup_steps, or fp32 instead of fp16."
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        args: ImageTrainingArguments,
+        model: PreTrainedModel | None = None,
+        args: ImageTrainingArguments | None = None,
+        data_collator: Callable[[list[Any]], dict[str, Tensor]] | None = None,
         train_dataset: Dataset | None = None,
-        eval_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
         processing_class: Any | None = None,
-        data_collator: Callable[[list[dict[str, Any]]], dict[str, Tensor]] | None = None,
+        model_init: Callable[..., PreTrainedModel] | None = None,
         **kwargs: Any,
     ) -> None:
-        for name, value, expected in (("model", model, self.model_class), ("args", args, self.arguments_class)):
-            if not isinstance(value, expected):
-                raise TypeError(f"{name} is a {type(value).__name__}; expected {expected.__name__}.")
+        args = self.arguments_class("tmp_trainer") if args is None else args
+        _require_kind("args", args, self.arguments_class)
+        if model is not None:
+            _require_kind("model", model, self.model_class)
+        if kwargs.get("compute_loss_func") is not None:
+            raise ValueError(
+                f"compute_loss_func is given, but {type(self).__name__} makes its own loss; expected none. Override "
+                "compute_loss in a subclass instead."
+            )
         if args.n_gpu > 1:
             raise ValueError(
                 f"One process sees {args.n_gpu} GPUs; expected one process a GPU. Start with `accelerate launch` or "
                 "`python -m torch.distributed.run`, or show it one GPU with CUDA_VISIBLE_DEVICES=0."
             )
-        for dataset in (train_dataset, eval_dataset):
+        heldout = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
+        for dataset in (train_dataset, *heldout):
             _require_pixel_values(dataset)
         if isinstance(train_dataset, StreamingImageDataset) and not train_dataset.repeat:
             raise ValueError(
@@ -84,15 +113,40 @@ class ImageTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
+            data_collator=data_collator or self.default_collator,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            processing_class=processing_class or image_processor(model.config.image_sides),
-            data_collator=data_collator or collate_images,
+            processing_class=processing_class,
+            model_init=model_init,
             **kwargs,
         )
-        self.augmentation = self._build_augmentation()
+        self._makes_processor = processing_class is None
         self._slot_step, self._next_slot = -1, 0
         self._operations: dict[int, int] = {}
+        self.fit_to_model()
+
+    def fit_to_model(self) -> None:
+        """Makes what depends on the model and its options: at first, and again where `model_init` makes the model."""
+        config = self.model.config
+        if self._makes_processor:
+            half = [0.5] * config.num_channels
+            self.processing_class = image_processor(config.image_sides, half, half)
+            self.callback_handler.processing_class = self.processing_class
+        for name in ("image_mean", "image_std"):
+            values = getattr(self.processing_class, name, None)
+            if not isinstance(values, Sequence) or len(values) != config.num_channels:
+                raise ValueError(
+                    f"The image processor's {name} is {values}, and the model's num_channels {config.num_channels}; "
+                    "expected one number a channel. Give processing_class=image_processor(config.image_sides, "
+                    "image_mean, image_std)."
+                )
+        self.augmentation = self._build_augmentation()
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """As in `Trainer`, for models of `model_class` alone."""
+        model = super().call_model_init(trial)
+        _require_kind("The model that model_init makes", model, self.model_class)
+        return model
 
     def _build_augmentation(self) -> BatchAugmentation | None:
         (height, width), args = self.model.config.image_sides, self.args
@@ -198,20 +252,26 @@ class ImageTrainer(Trainer):
         choice = {"true": True, "false": None}.get(str(resume_from_checkpoint).lower(), resume_from_checkpoint)
         if choice is True:
             choice = last_complete_checkpoint(self.args.output_dir)
-        self._require_a_batch()
         on_cpu = self.args.device.type == "cpu"
         if on_cpu and self.accelerator.mixed_precision == "bf16" and self.is_world_process_zero():
             warn_of_slow_bf16()
-        self._slot_step = -1
-        self._operations.clear()
         output = super().train(resume_from_checkpoint=choice, **kwargs)
         # Each process knows its own mean; all must judge the same one.
         loss = torch.tensor(output.training_loss, device=self.args.device)
         self._require_finite(float(self._average(loss)))
         return output
 
-    def _require_a_batch(self) -> None:
-        wanted = self.args.train_batch_size * self.args.world_size
+    def _inner_training_loop(self, batch_size: int | None = None, *args: Any, **kwargs: Any) -> Any:
+        # A run begins here, also one that begins again with a smaller batch (`auto_find_batch_size`).
+        if self.model_init is not None:
+            self.fit_to_model()
+        self._require_a_batch(self._train_batch_size if batch_size is None else batch_size)
+        self._slot_step = -1
+        self._operations.clear()
+        return super()._inner_training_loop(batch_size, *args, **kwargs)
+
+    def _require_a_batch(self, batch_size: int) -> None:
+        wanted = batch_size * self.args.world_size
         if self.args.dataloader_drop_last and hasattr(self.train_dataset, "__len__"):
             if len(self.train_dataset) < wanted:
                 raise ValueError(
@@ -221,6 +281,8 @@ class ImageTrainer(Trainer):
                 )
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # A state that was resumed tells the batch of the run before.
+        self.state.train_batch_size = self._train_batch_size
         # A finished run that is resumed amid an epoch would train one step more.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
@@ -234,11 +296,60 @@ class ImageTrainer(Trainer):
                 f"{list(load_result.unexpected_keys)}. Resume with the configuration that the run began with."
             )
 
+    def save_run(self) -> None:
+        """Saves the model and the trainer's state into `output_dir`, and pushes nothing yet: see [`finish`]."""
+        self.save_model(_internal_call=True)
+        self.save_state()
+
     def finish(self) -> None:
-        """Ends the processes' work together, once nothing is left to train, measure or save."""
+        """Pushes `output_dir`, if `push_to_hub` is set, and ends the processes' work together.
+
+        To be called last, once card and results are written: what is pushed is all that is there.
+        """
+        if self.args.push_to_hub:
+            self.push_to_hub()
         # In this order: left to the interpreter's exit, gloo's threads sometimes abort a process.
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
+
+    # ---- the model card ----
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        *args: Any,
+        dataset: str | list[str] | None = None,
+        results: Mapping[str, Mapping[str, float]] | None = None,
+        comparison: Mapping[str, Mapping[str, float]] | None = None,
+        split: str | None = None,
+        finetuned_from: str | None = None,
+        origin: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Writes README.md, the model card, into the output folder, from the run itself.
+
+        What is given is remembered for later calls, such as `push_to_hub`'s.
+
+        Args:
+            language: taken by `Trainer`'s method of this name, and not used, like `args` and `kwargs`.
+            license: as the Hub calls it.
+            dataset: the training data: ids on the Hub, names of built-in data, folders, or words for them.
+            results: of fine-tuning: accuracies of this model, by split.
+            comparison: of pre-training: the accuracies of [`compare_features`].
+            split: of `dataset` that `comparison` was measured on.
+            finetuned_from: the model that this run began from: an id on the Hub, or a folder.
+            origin: what [`provenance`] said before the run; default: what it says now.
+        """
+        given = {"license": license, "dataset": dataset, "results": results or comparison, "split": split}
+        given |= {"base_model": finetuned_from, "origin": origin}
+        self._told = {**self._told, **{name: value for name, value in given.items() if value is not None}}
+        if self.is_world_process_zero():
+            write_model_card(self.args.output_dir, kind=self.card_kind, config=self.model.config, **self.card_facts())
+
+    def card_facts(self) -> dict[str, Any]:
+        """What [`write_model_card`] is told of the run."""
+        return {"name": self.hub_model_id, "training": self.args, "state": self.state, **self._told}
 
     # ---- finite losses and weights ----
 
@@ -278,37 +389,51 @@ class ImageTrainer(Trainer):
         self._require_finite_weights()
         super().save_model(*args, **kwargs)
 
+    def _save(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
+        super()._save(output_dir, *args, **kwargs)
+        if self.args.should_save:
+            # A pickle that nothing reads.
+            Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
-def image_processor(
-    image_sides: tuple[int, int],
-    image_mean: Sequence[float] = (0.5, 0.5, 0.5),
-    image_std: Sequence[float] = (0.5, 0.5, 0.5),
-) -> ViTImageProcessor:
-    """What held-out images go through here: RGB, short side to the model's, centre crop, normalisation.
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """As in `Trainer`, but with the code that the weights need and a card, and from a copy: what is uploaded in
+        the background must not change meanwhile, as logs do."""
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        output_dir = self.args.output_dir
+        # A push of all that is in output_dir leaves out what begins with a low line.
+        copy = tempfile.mkdtemp(prefix="_push-", dir=output_dir)
+        for file in Path(checkpoint_folder).glob("*.py"):
+            shutil.copy(file, copy)
+        self.args.output_dir = copy
+        try:
+            self.create_model_card()
+            super()._push_from_checkpoint(checkpoint_folder)
+        finally:
+            self.args.output_dir = output_dir
+        jobs = list(self.push_in_progress.jobs)
 
-    The long side may be rounded to another pixel than [`data.resize_to_square`] rounds it to.
+        def end(job: Future) -> None:
+            if job.exception() is not None:
+                logger.warning(f"A step was not pushed to the Hub, and training goes on: {job.exception()}")
+            if all(job.done() for job in jobs):
+                shutil.rmtree(copy, ignore_errors=True)
 
-    Args:
-        image_sides: height and width of the model's images, in pixels.
-        image_mean: of each channel, on the scale from 0 to 1.
-        image_std: of each channel, on the same scale.
-    """
-    height, width = image_sides
-    return ViTImageProcessor(
-        do_convert_rgb=True,
-        size={"shortest_edge": height} if height == width else {"height": height, "width": width},
-        resample=PILImageResampling.BICUBIC,
-        do_center_crop=height == width,
-        crop_size={"height": height, "width": width},
-        image_mean=list(image_mean),
-        image_std=list(image_std),
-    )
+        for job in jobs:
+            job.add_done_callback(end)
 
 
-def _require_pixel_values(dataset: Dataset | None) -> None:
+def _require_kind(name: str, value: Any, expected: type) -> None:
+    if not isinstance(value, expected):
+        raise TypeError(f"{name} is a {type(value).__name__}; expected {expected.__name__}.")
+
+
+def _require_pixel_values(dataset: Any) -> None:
     columns = getattr(dataset, "column_names", None)
-    if columns is not None and "pixel_values" not in columns:
+    # What `with_transform` makes of its columns is seen in a batch.
+    is_transformed = isinstance(dataset, datasets.Dataset) and dataset.format["type"] == "custom"
+    if columns is not None and "pixel_values" not in columns and not is_transformed:
         raise ValueError(
             f"The data set given has the columns {columns}; expected examples with 'pixel_values'. Wrap it: "
-            "build_image_dataset(load_image_dataset(dataset), config.image_size)."
+            "build_image_dataset(load_image_dataset(dataset), config.image_size); or make them by with_transform."
         )

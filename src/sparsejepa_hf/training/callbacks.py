@@ -61,6 +61,12 @@ class LossWeights(TrainingCallback):
         self._config = config
         self.sparsity_weight, self.kl_weight = float(config.sparsity_weight), float(config.kl_weight)
 
+    def on_train_begin(
+        self, args: Arguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        # `model_init` may have made another model.
+        self._config = unwrap(model).config
+
     def on_step_begin(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         step, total = state.global_step, state.max_steps
         sparsity = linear_warmup(step, warmup_steps(args.sparsity_warmup_steps, total))
@@ -151,6 +157,8 @@ class TargetEncoderEMA(TrainingCallback):
 class ProximalStep(TrainingCallback):
     """After each optimizer step, takes W through the maps of the group lasso, which set columns to zero.
 
+    It does nothing without grouping, and in penalty mode.
+
     Args:
         loss_weights: λ of the step.
     """
@@ -168,8 +176,12 @@ class ProximalStep(TrainingCallback):
         **kwargs: Any,
     ) -> None:
         model = unwrap(model)
-        assert isinstance(model.sparsejepa.predictor.grouping, SparseJEPAGrouping)
-        self._grouping = model.sparsejepa.predictor.grouping
+        self._group: dict[str, Any] | None = None
+        grouping = model.sparsejepa.predictor.grouping
+        if grouping is None or model.config.sparsity_mode != "proximal":
+            return
+        assert isinstance(grouping, SparseJEPAGrouping)
+        self._grouping = grouping
         # Model and optimizer are prepared by now: this is the parameter, or the shard, that the optimizer steps.
         self._group = own_parameter_group(optimizer, model.group_weight)
         if model.config.sparsity_weight == 0:

@@ -142,46 +142,34 @@ class FineTuningTrainer(ImageTrainer):
     depends on (seed, optimizer step, place in the global batch) alone.
 
     Args:
-        model: [`SparseJEPAForImageClassification`].
-        args: [`FineTuningArguments`].
-        train_dataset: examples {"pixel_values": uint8 (3, S, S) or float (3, H, W), "labels": int}.
-        eval_dataset: held-out examples, never augmented; cross entropy without smoothing and accuracies are measured.
-        processing_class: image processor, saved with the checkpoint; its `image_mean` and `image_std` normalise.
+        args: those of [`ImageTrainer`], of which `model` is a [`SparseJEPAForImageClassification`] and `args`
+            [`FineTuningArguments`]. Examples have `labels`, or `label`, the number of a class.
         compute_metrics: what is measured of logits and labels; default: [`classification_metrics`].
-        kwargs: as for `Trainer`.
+        kwargs: as for [`ImageTrainer`].
 
     Raises:
-        TypeError: `model` or `args` is of another class.
+        TypeError: the model or its arguments are of another class.
         ValueError: arguments do not fit together.
     """
 
     model_class = SparseJEPAForImageClassification
     arguments_class = FineTuningArguments
+    card_kind = "finetuning"
 
     def __init__(
-        self,
-        model: SparseJEPAForImageClassification,
-        args: FineTuningArguments,
-        train_dataset: Dataset | None = None,
-        eval_dataset: Dataset | None = None,
-        processing_class: Any | None = None,
-        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
-        **kwargs: Any,
+        self, *args: Any, compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None, **kwargs: Any
     ) -> None:
-        super().__init__(
-            model,
-            args,
-            train_dataset,
-            eval_dataset,
-            processing_class,
-            compute_metrics=compute_metrics or classification_metrics,
-            **kwargs,
-        )
+        super().__init__(*args, compute_metrics=compute_metrics or classification_metrics, **kwargs)
+
+    def fit_to_model(self) -> None:
+        """As in the base class, and freezes the encoder if that is asked for."""
+        super().fit_to_model()
+        args = self.args
         if args.freeze_encoder:
-            model.sparsejepa.requires_grad_(False)
+            self.model.sparsejepa.requires_grad_(False)
         alphas = args.mixup, args.cutmix
         # Smoothing is left to the loss, where it comes to the same.
-        options = {"label_smoothing": 0.0, "num_classes": model.config.num_labels}
+        options = {"label_smoothing": 0.0, "num_classes": self.model.config.num_labels}
         self._mixing = Mixup(*alphas, **options) if any(alphas) else None
 
     def compute_loss(
@@ -192,6 +180,8 @@ class FineTuningTrainer(ImageTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """Cross entropy of a batch; in training of augmented images against smoothed, and perhaps mixed, labels."""
+        if "labels" not in inputs:
+            raise ValueError(f"A batch has {sorted(inputs)}; expected labels too. Give examples 'labels' or 'label'.")
         pixel_values, targets, smoothing = inputs["pixel_values"], inputs["labels"], 0.0
         if model.training:
             pixel_values, targets = self._training_views(pixel_values, targets)
@@ -199,6 +189,11 @@ class FineTuningTrainer(ImageTrainer):
         outputs = model(pixel_values=self.normalize(pixel_values))
         loss = F.cross_entropy(outputs.logits.float(), targets, label_smoothing=smoothing)
         return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        """As in `Trainer`, of uint8 images too, with labels or without."""
+        inputs = {**inputs, "pixel_values": self.normalize(inputs["pixel_values"])}
+        return super().prediction_step(model, inputs, *args, **kwargs)
 
     def _training_views(self, pixel_values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Augmented images, and labels (B,), or (B, num_labels) once mixed."""
@@ -217,3 +212,8 @@ class FineTuningTrainer(ImageTrainer):
         """What `compute_metrics` gives on all of `dataset`, by the model as it stands."""
         output = self.predict(dataset)
         return self.compute_metrics(EvalPrediction(output.predictions, output.label_ids))
+
+    def card_facts(self) -> dict[str, Any]:
+        """As in the base class; random weights come from no other model."""
+        facts = super().card_facts()
+        return {**facts, "base_model": None} if self.args.random_weights else facts

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
@@ -46,6 +47,10 @@ class LossParts(TrainingCallback):
         self._sums: Tensor | None = None
         self._count = 0
 
+    def on_train_begin(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # What a batch that was too large left behind.
+        self._sums, self._count = None, 0
+
     def on_outputs(self, outputs: ModelOutput) -> None:
         parts = torch.stack([outputs[name].detach().float() for name in self.PARTS])
         self._sums = parts if self._sums is None else self._sums + parts
@@ -72,6 +77,10 @@ class FeatureMonitor(TrainingCallback):
         self._pooled: deque[Tensor] = deque()
         self._spread: Tensor | None = None
         self.num_images = 0
+
+    def on_train_begin(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._pooled.clear()
+        self._spread, self.num_images = None, 0
 
     def on_outputs(self, outputs: ModelOutput) -> None:
         self._spread = _target_std(outputs.last_hidden_state) if len(outputs.last_hidden_state) > 1 else None
@@ -106,15 +115,17 @@ class CollapseGuard(TrainerCallback):
     """
 
     def __init__(self, args: Arguments, features: FeatureMonitor) -> None:
-        self._floors = {"target_std": args.collapse_min_std, "rankme": args.collapse_min_rank}
-        self._stops = args.collapse_action == "stop"
+        self._args = args
         self._features = features
         self._has_warned = False
 
     def on_log(
         self, args: Arguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **kwargs: Any
     ) -> None:
-        floors = {name: floor for name, floor in self._floors.items() if name in logs}
+        # Read here, since the trials of a search set them anew.
+        floors = {"target_std": self._args.collapse_min_std, "rankme": self._args.collapse_min_rank}
+        floors = {name: floor for name, floor in floors.items() if name in logs}
+        stops = self._args.collapse_action == "stop"
         if self._features.num_images < _MIN_IMAGES_FOR_RANK:
             # The rank of so few images is low whatever they look like.
             floors.pop("rankme", None)
@@ -123,15 +134,15 @@ class CollapseGuard(TrainerCallback):
         low = [name for name, floor in floors.items() if logs[name] < floor]
         if low and not self._has_warned:
             found = ", ".join(f"{name} is {logs[name]:.4g}, its floor {floors[name]:g}" for name in low)
-            ending = "The run stops here." if self._stops else "The run goes on."
+            ending = "The run stops here." if stops else "The run goes on."
             logger.warning(f"Collapse at step {state.global_step}: {found}. {COLLAPSE_ADVICE} {ending}")
         self._has_warned = bool(low)
-        if low and self._stops:
+        if low and stops:
             control.should_training_stop = True
 
 
 class GroupMonitor(TrainingCallback):
-    """How sparse W is, and how near its optimum.
+    """How sparse W is, and how near its optimum; nothing without grouping.
 
     Args:
         loss_weights: λ of the step.
@@ -156,6 +167,8 @@ class GroupMonitor(TrainingCallback):
     def metrics(self, average: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """[`group_weight_statistics`], [`generator_norm`] and, in proximal mode, [`optimality_statistics`]."""
         grouping = self._model.sparsejepa.predictor.grouping
+        if grouping is None:
+            return {}
         assert isinstance(grouping, SparseJEPAGrouping) and self._weight is not None
         weight = full_tensor(self._weight)
         generators = (full_tensor(grouping.generator_in_weight), full_tensor(grouping.generator_out_weight))
@@ -262,7 +275,8 @@ class Throughput(TrainingCallback):
 
 
 class KNNMonitor(TrainerCallback):
-    """Weighted kNN accuracy of the target encoder's features on a labelled held-out set, every `knn_steps`.
+    """Weighted kNN accuracy of the target encoder's features on a labelled held-out set: every `knn_steps`, if that is
+    above 0, and when it is asked for.
 
     Args:
         bank: data set whose labelled images vote; at most `knn_max_examples` of them are used.
@@ -278,38 +292,52 @@ class KNNMonitor(TrainerCallback):
         preprocess: Callable[[Tensor], Tensor],
         log: Callable[[dict[str, float]], None],
     ) -> None:
-        self._bank, self._heldout = bank, heldout
+        self._datasets = bank, heldout
         self._preprocess, self._log = preprocess, log
+        self._sets: list[tuple[Tensor, Tensor]] = []
+        # Of the run under way: the step at which it was last measured, and the result.
+        self._last: tuple[int, float] | None = None
 
     def on_train_begin(
         self, args: Arguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        self._bank_images, self._bank_labels = labelled_images(self._bank, args.knn_max_examples)
-        self._images, self._labels = labelled_images(self._heldout, args.knn_max_examples)
-        if state.global_step == 0:
-            self._measure(args, model)
+        self._last = (-1, math.nan)
+        if args.knn_steps and state.global_step == 0:
+            self._log({"knn_accuracy": self.accuracy(args, state, model)})
 
     def on_step_end(
         self, args: Arguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        if state.global_step % args.knn_steps == 0 or state.global_step >= state.max_steps:
+        if args.knn_steps and (state.global_step % args.knn_steps == 0 or state.global_step >= state.max_steps):
             should_log = control.should_log
-            self._measure(args, model)
+            self._log({"knn_accuracy": self.accuracy(args, state, model)})
             # Logging the accuracy clears it, but the losses of this step are still to be logged.
             control.should_log = should_log
 
-    def _measure(self, args: Arguments, model: nn.Module) -> None:
-        encoder = unwrap(model).sparsejepa
-        bank, heldout = (
-            extract_features(encoder, images, preprocess=self._preprocess)
-            for images in (self._bank_images, self._images)
-        )
+    def on_train_end(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # The best checkpoint may be loaded by now.
+        self._last = None
+
+    def accuracy(self, args: Arguments, state: TrainerState, model: nn.Module) -> float:
+        """Top-1 in [0, 1] of `model` as it stands, the same in all processes; measured once a step of a run."""
+        if self._last is not None and self._last[0] == state.global_step:
+            return self._last[1]
+        # Processes that disagreed by a rounding could choose different checkpoints.
+        accuracy = float(broadcast_object_list([self._measure(args, model)])[0])
+        if self._last is not None:
+            self._last = (state.global_step, accuracy)
+        return accuracy
+
+    def _measure(self, args: Arguments, model: nn.Module) -> float:
+        if not self._sets:
+            self._sets = [labelled_images(dataset, args.knn_max_examples) for dataset in self._datasets]
+        encoder, (bank_labels, labels) = unwrap(model).sparsejepa, (labels for _, labels in self._sets)
+        bank, heldout = (extract_features(encoder, images, preprocess=self._preprocess) for images, _ in self._sets)
         k = min(args.knn_k, len(bank))
         # kNN is computed where the bank lies.
         bank = bank.to(comparison_device(args.device))
         with full_float32():
-            accuracy = knn_accuracy(bank, self._bank_labels, heldout, self._labels, k=k)
-        self._log({"knn_accuracy": accuracy})
+            return knn_accuracy(bank, bank_labels, heldout, labels, k=k)
 
 
 def comparison_device(device: torch.device) -> torch.device:

@@ -2,15 +2,15 @@
 """The Trainer that pre-trains SparseJEPA."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
+from transformers.trainer_utils import EvalLoopOutput
 
 from ..counter_rng import normal, stream_keys
-from ..data import ResidentImages
+from ..data import ResidentImages, collate_pixels
 from ..masking import MultiBlockMaskSampler
 from ..modeling_sparsejepa import SparseJEPAForPreTraining, SparseJEPAForPreTrainingOutput
 from .arguments import SparseJEPATrainingArguments
@@ -24,7 +24,6 @@ from .callbacks import (
     as_model_input,
     unwrap,
 )
-from .model_card import write_model_card
 from .monitors import CollapseGuard, FeatureMonitor, GroupMonitor, KNNMonitor, LossParts, Throughput
 
 
@@ -46,82 +45,74 @@ class SparseJEPATrainer(ImageTrainer):
     not on the number of processes or accumulation steps, nor on an interruption.
 
     Args:
-        model: [`SparseJEPAForPreTraining`].
-        args: [`SparseJEPATrainingArguments`].
-        train_dataset: examples {"pixel_values": uint8 (C, S, S)}, which are augmented and normalised here, or float
-            (C, H, W), which are used as they are. `labels` are never used for training.
-        eval_dataset: held-out examples; their loss is measured without augmentation.
-        processing_class: image processor, saved with the checkpoint; its `image_mean` and `image_std` normalise.
-        knn_datasets: (bank, held-out) labelled data sets for the kNN monitor, used if `knn_steps` > 0.
-        data_collator: stacks examples; default: [`collate_images`].
-        kwargs: as for `Trainer`.
+        args: those of [`ImageTrainer`], of which `model` is a [`SparseJEPAForPreTraining`] and `args`
+            [`SparseJEPATrainingArguments`]. Labels are left out of every batch.
+        knn_datasets: (bank, held-out) labelled data sets for kNN: every `knn_steps`, and at each evaluation, whose
+            metrics then have `eval_knn_accuracy`.
+        kwargs: as for [`ImageTrainer`].
 
     Raises:
-        TypeError: `model` or `args` is of another class.
+        TypeError: the model or its arguments are of another class.
         ValueError: the masks cannot exist on the model's grid, or arguments do not fit together.
     """
 
     model_class = SparseJEPAForPreTraining
     arguments_class = SparseJEPATrainingArguments
+    default_collator = staticmethod(collate_pixels)
+    card_kind = "pretraining"
     non_finite_advice = (
         "Try a smaller learning_rate, a longer warmup_steps, max_grad_norm=1.0, smaller kl_weight and "
         "sparsity_weight, or fp32 instead of fp16."
     )
 
-    def __init__(
-        self,
-        model: SparseJEPAForPreTraining,
-        args: SparseJEPATrainingArguments,
-        train_dataset: Dataset | None = None,
-        eval_dataset: Dataset | None = None,
-        processing_class: Any | None = None,
-        knn_datasets: tuple[Dataset, Dataset] | None = None,
-        data_collator: Callable[[list[dict[str, Any]]], dict[str, Tensor]] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(model, args, train_dataset, eval_dataset, processing_class, data_collator, **kwargs)
+    def __init__(self, *args: Any, knn_datasets: tuple[Dataset, Dataset] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._evaluation_slot = 0
+        if self.args.data_on_device and self.train_dataset is not None:
+            self._keep_on_device()
+        self._add_callbacks(knn_datasets)
+
+    def fit_to_model(self) -> None:
+        """As in the base class, with masks; the target encoder is frozen."""
+        super().fit_to_model()
+        args = self.args
+        # It follows the context encoder, and the optimizer never sees it.
+        self.model.freeze_target_encoder()
         self.mask_sampler = MultiBlockMaskSampler(
-            model.config.grid_size,
+            self.model.config.grid_size,
             num_target_blocks=args.num_target_blocks,
             num_target_patches=args.num_target_patches,
             num_context_patches=args.num_context_patches,
             target_aspect_ratio=(args.target_aspect_ratio[0], args.target_aspect_ratio[1]),
             seed=args.seed,
         )
-        self._evaluation_slot = 0
-        self._card_facts: dict[str, Any] = {}
-        if args.data_on_device and train_dataset is not None:
-            self._keep_on_device(train_dataset, data_collator)
-        self._add_callbacks(knn_datasets)
 
-    def _keep_on_device(self, dataset: Dataset, data_collator: Any) -> None:
+    def _keep_on_device(self) -> None:
         """From here on an example of the training data is its place, and a batch is gathered by its places."""
-        if data_collator is not None:
+        if self.data_collator is not self.default_collator:
             raise ValueError(
-                f"data_on_device is true and a data_collator is given ({data_collator}), but images on the device are "
-                "not collated; expected one or the other. Leave out data_collator, or set data_on_device to false."
+                f"data_on_device is true and a data_collator is given ({self.data_collator}), but images on the "
+                "device are not collated; expected one or the other. Leave out data_collator, or set data_on_device "
+                "to false."
             )
-        # The default collator of torch stacks places as well as held-out images.
-        self.train_dataset, self.data_collator = ResidentImages(dataset, self.args.device), default_collate
+        self.train_dataset = ResidentImages(self.train_dataset, self.args.device)
 
     def _add_callbacks(self, knn_datasets: tuple[Dataset, Dataset] | None) -> None:
-        config, args = self.model.config, self.args
-        self.loss_weights, self._loss_parts = LossWeights(config), LossParts()
+        args = self.args
+        self.loss_weights, self._loss_parts = LossWeights(self.model.config), LossParts()
         features = FeatureMonitor(args.monitor_samples)
         callbacks: list[Any] = [self._loss_parts, TargetEncoderEMA(self._keeps_autocast_weights())]
         callbacks += [WeightDecaySchedule(), features, CollapseGuard(args, features), self.loss_weights]
-        if config.use_grouping and config.sparsity_mode == "proximal":
-            callbacks.append(ProximalStep(self.loss_weights))
-        if config.use_grouping:
-            callbacks.append(GroupMonitor(self.loss_weights))
-        callbacks.append(Throughput())
-        if args.knn_steps:
-            if knn_datasets is None:
-                raise ValueError(
-                    f"knn_steps is {args.knn_steps}, but there are no labelled data sets; pass knn_datasets=(bank, "
-                    "held-out), or knn_steps=0."
-                )
-            callbacks.append(KNNMonitor(*knn_datasets, self.normalize, self.log))
+        callbacks += [ProximalStep(self.loss_weights), GroupMonitor(self.loss_weights), Throughput()]
+        goes_by_knn = str(args.metric_for_best_model).removeprefix("eval_") == "knn_accuracy"
+        if knn_datasets is None and (args.knn_steps or goes_by_knn):
+            wish = f"knn_steps is {args.knn_steps}" if args.knn_steps else "metric_for_best_model is the kNN accuracy"
+            raise ValueError(
+                f"{wish}, but there are no labelled data sets; pass knn_datasets=(bank, held-out), or knn_steps=0 and "
+                "another metric."
+            )
+        self._knn = None if knn_datasets is None else KNNMonitor(*knn_datasets, self.normalize, self.log)
+        callbacks += [] if self._knn is None else [self._knn]
         for callback in callbacks:
             self.add_callback(callback)
 
@@ -193,10 +184,21 @@ class SparseJEPATrainer(ImageTrainer):
             batches = [{"pixel_values": self.train_dataset.gather(batch["places"])} for batch in batches]
         return batches, count
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As in `Trainer`; every evaluation uses the same masks."""
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """As in `Trainer`; every evaluation uses the same masks, and knows the kNN accuracy."""
         self._evaluation_slot = 0
-        return super().evaluation_loop(*args, **kwargs)
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        if self._knn is not None and description == "Evaluation":
+            accuracy = self._knn.accuracy(self.args, self.state, self.model)
+            output.metrics[f"{metric_key_prefix}_knn_accuracy"] = accuracy
+        return output
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Decayed parameters (weights of linear maps, patch projection and generators), undecayed ones, and W."""
@@ -220,16 +222,6 @@ class SparseJEPATrainer(ImageTrainer):
         """Means since the last log."""
         return self._loss_parts.metrics(self._average)
 
-    # ---- the model card ----
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Writes README.md, the model card, into the output folder, from the run itself.
-
-        Args:
-            args: taken by `Trainer`'s method of this name, and not used.
-            kwargs: `dataset`, the name of the training data, and `comparison`, the accuracies of [`compare_features`],
-                are remembered for later calls, such as `push_to_hub`'s; others are not used.
-        """
-        self._card_facts |= {name: kwargs[name] for name in ("dataset", "comparison") if name in kwargs}
-        if self.is_world_process_zero():
-            write_model_card(self.args.output_dir, self.model.config, self.args, self.state, **self._card_facts)
+    def card_facts(self) -> dict[str, Any]:
+        """As in the base class, and the masks."""
+        return {**super().card_facts(), "mask_sampler": self.mask_sampler}

@@ -13,6 +13,7 @@ from ..data import (
     SCENE_STYLES,
     ImageDataset,
     StreamingImageDataset,
+    align_classes,
     build_image_dataset,
     build_scenes,
     load_image_dataset,
@@ -86,9 +87,10 @@ def load_pretraining_data(
     wants_heldout = not options.streaming or training.eval_strategy != "no"
     if options.eval_split is not None and options.eval_split.lower() != "none" and wants_heldout:
         heldout = load(options.eval_split, options.max_eval_examples, streaming=False)
+        if not options.streaming and "label" in source.column_names and "label" in heldout.column_names:
+            heldout = align_classes(heldout, source, _named(options.eval_split, options.train_split))
         data.heldout = build(heldout, side)
         if not options.streaming and has_labels(train) and has_labels(data.heldout):
-            _require_same_classes(source, heldout, options.train_split, options.eval_split)
             data.bank = train if load_size == side else build(_spread(source, MAX_BANK), side)
     if training.knn_steps and data.bank is None:
         raise ValueError(
@@ -108,7 +110,8 @@ def square_side(config: SparseJEPAConfig) -> int:
     if height != width or config.num_channels != 3:
         raise ValueError(
             f"image_size is {config.image_size} and num_channels {config.num_channels}; this data pipeline makes "
-            "square RGB images. Use a square image_size and num_channels=3, or give SparseJEPATrainer float images."
+            "square RGB images. Use a square image_size and num_channels=3, or give SparseJEPATrainer images of your "
+            "own."
         )
     return height
 
@@ -150,21 +153,14 @@ def _load_split(
     )
 
 
+def _named(heldout: str, train: str) -> tuple[str, str]:
+    """The splits, as messages call them."""
+    return f"The split {heldout!r}", f"the split {train!r}"
+
+
 def _spread(dataset: datasets.Dataset, limit: int) -> datasets.Dataset:
     """At most about `limit` examples, evenly spaced."""
     return dataset.select(range(0, len(dataset), max(1, len(dataset) // limit)))
-
-
-def _require_same_classes(train: datasets.Dataset, heldout: datasets.Dataset, *splits: str) -> None:
-    """Refuses splits with different class names: loaded separately, each numbers its own classes."""
-    names = [getattr(dataset.features["label"], "names", None) for dataset in (train, heldout)]
-    if names[0] != names[1]:
-        differing = sorted(set(names[0] or []) ^ set(names[1] or []))[:5]
-        raise ValueError(
-            f"The splits {splits[0]!r} and {splits[1]!r} number their classes differently: they do not have the same "
-            f"class names ({', '.join(map(repr, differing))} are in one only). Give both the same classes, or name "
-            "another split."
-        )
 
 
 # ---- labelled, for fine-tuning ----
@@ -201,12 +197,14 @@ def load_finetuning_data(options: FineTuningDataArguments, side: int, holds_out:
     """
     train = _load_split(options, options.train_split, options.max_train_examples)
     test = _load_split(options, options.test_split, options.max_test_examples)
-    labels, test_labels = _labels_of(train, options.train_split), _labels_of(test, options.test_split)
+    labels = _labels_of(train, options.train_split)
+    # Asked for before classes are compared, since there may be none.
+    _labels_of(test, options.test_split)
     names = getattr(train.features["label"], "names", None)
     class_names = list(names) if names else [str(index) for index in range(int(labels.max()) + 1)]
     _require_classes(labels, options.train_split, class_names)
-    _require_same_classes(train, test, options.train_split, options.test_split)
-    _require_in_range(test_labels, options.test_split, len(class_names))
+    test = align_classes(test, train, _named(options.test_split, options.train_split))
+    _require_in_range(_labels_of(test, options.test_split), options.test_split, len(class_names))
 
     def build(dataset: datasets.Dataset, side: int) -> ImageDataset:
         return ImageDataset(dataset, side, max_bad_fraction=options.max_bad_fraction)

@@ -1,0 +1,47 @@
+# Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
+"""The data sets of a run: classes mean the same in every split."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sparsejepa_hf.training import (
+    DataArguments,
+    FineTuningDataArguments,
+    SparseJEPATrainingArguments,
+    load_finetuning_data,
+    load_pretraining_data,
+)
+
+
+LEVELS = {"cat": 40, "dog": 120, "rare": 200}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder whose test split lacks the class in the middle; the grey level of an image tells its class."""
+    for split, names in (("train", ("cat", "dog", "rare")), ("test", ("cat", "rare"))):
+        for name in names:
+            place = tmp_path / "images" / split / name
+            place.mkdir(parents=True)
+            for i in range(4):
+                Image.fromarray(np.full((16, 16, 3), LEVELS[name] + i, np.uint8)).save(place / f"{i}.png")
+    return str(tmp_path / "images")
+
+
+def classes_of(dataset):
+    """Label and class by the grey level, of each image."""
+    levels = dataset.pixel_values[:, 0, 0, 0].tolist()
+    names = [next(name for name, lowest in LEVELS.items() if lowest <= level < lowest + 4) for level in levels]
+    return set(zip(dataset.labels.tolist(), names, strict=True))
+
+
+def test_a_held_out_split_without_a_class_keeps_the_numbers_of_the_training_split(folder, make_small_config, tmp_path):
+    arguments = SparseJEPATrainingArguments(str(tmp_path / "run"), use_cpu=True, report_to="none", knn_steps=1)
+    options = DataArguments(dataset=folder, eval_split="test")
+    pretraining = load_pretraining_data(options, arguments, make_small_config())
+    finetuning = load_finetuning_data(FineTuningDataArguments(dataset=folder), 16, holds_out=False)
+    assert finetuning.class_names == ["cat", "dog", "rare"]
+    for train, heldout in ((pretraining.bank, pretraining.heldout), (finetuning.train, finetuning.test)):
+        assert classes_of(train) == {(0, "cat"), (1, "dog"), (2, "rare")}
+        assert classes_of(heldout) == {(0, "cat"), (2, "rare")}
