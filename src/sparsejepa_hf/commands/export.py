@@ -8,6 +8,7 @@ sparsejepa export runs/images out/ --to endpoint   # the checkpoint with a handl
 """
 
 import argparse
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,6 +51,8 @@ def _write_endpoint(checkpoint: str, folder: Path) -> None:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     write_handler(folder)
+    if (card := Path(checkpoint) / "README.md").is_file():
+        shutil.copy(card, folder)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
