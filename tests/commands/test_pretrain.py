@@ -61,7 +61,7 @@ def test_a_run_writes_what_the_readme_says(run, tmp_path):
     assert json.loads((folder / "pretraining_results.json").read_text()) == results
     assert set(results["comparison"]) == {"raw pixels", "untrained", "trained"}
     assert results["provenance"] == provenance()
-    assert "| data | synthetic-scenes |" in (folder / "README.md").read_text()
+    assert "| data | synthetic-scenes (built in) |" in (folder / "README.md").read_text()
     assert "| optimizer steps | 2 |" in (folder / "README.md").read_text()
 
 
