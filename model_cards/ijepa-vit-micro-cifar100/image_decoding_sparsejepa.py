@@ -1,0 +1,1 @@
+../../src/sparsejepa_hf/image_decoding_sparsejepa.py
