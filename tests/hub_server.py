@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote
@@ -21,8 +22,8 @@ import yaml
 
 
 # What the Hub writes into a new repository; these files go through LFS.
-LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".onnx", ".parquet", ".tar", ".zip", ".ckpt", ".png", ".0")
-GIT_ATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES).encode()
+LFS_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.onnx", "*.parquet", "*.zip", "*tfevents*")
+GIT_ATTRIBUTES = "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in LFS_FILES).encode()
 
 
 class HubError(Exception):
@@ -82,7 +83,7 @@ def sha256(content: bytes) -> str:
 
 
 def is_lfs(path: str, size: int) -> bool:
-    return path.endswith(LFS_SUFFIXES) or size > 10_000_000
+    return any(fnmatch(path, pattern) for pattern in LFS_FILES) or size > 10_000_000
 
 
 def card_metadata(files: dict[str, bytes]) -> dict[str, Any]:
