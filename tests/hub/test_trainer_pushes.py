@@ -72,6 +72,7 @@ def report(data, folder, make_recipe, as_flags, run_client, tokens, hub):
         for name, strategy in STRATEGIES.items()
     }
     fast = ("max_steps", "per_device_train_batch_size", "logging_steps", "use_cpu", "disable_tqdm")
+    own["end"] += as_flags(hub_revision="trial")
     own["finetune"] = as_flags(
         **{name: recipe[name] for name in fast},
         **common,
@@ -119,6 +120,10 @@ class TestTheEndOfARun:
 
     def test_nothing_is_pushed_before_with_end(self, report, hub):
         assert [message for message, _ in commits(hub, "end")] == ["initial commit", "End of training"]
+
+    def test_a_branch_is_made_and_no_other_is_touched(self, report, hub):
+        repository = hub.repositories["alice/end"]
+        assert set(repository.files("main")) == {".gitattributes"} and MODEL <= set(repository.files("trial"))
 
     def test_the_model_was_made_of_the_one_on_the_hub(self, report, hub):
         assert card_metadata(commits(hub, "classifier")[-1][1])["base_model"] == "alice/every"
