@@ -87,6 +87,8 @@ def test_classes_are_named_by_their_probabilities(folders, paths, hear_warnings)
             assert by_name == pytest.approx(dict(zip(NAMES, scores, strict=True)), abs=1e-5)
     assert [entry["score"] for entry in classify(paths[0], top_k=1)] == pytest.approx([max(expected[0].tolist())])
     assert "MISSING" not in hear_warnings.text
+    pipeline("image-classification", model=str(folders["SparseJEPAForPreTraining"]), device="cpu")
+    assert "classifier.weight | MISSING" in hear_warnings.text, "what is random is said"
 
 
 def test_they_work_where_the_package_is_not_installed(folders, paths, tmp_path):

@@ -37,7 +37,7 @@ class SparseJEPAImageProcessor(PilBackend):
             transparency, and an array or tensor of four channels keeps them all. Other numbers take arrays and
             tensors of as many channels.
         image_std (`list[float]`, defaults to `[0.5, 0.5, 0.5]`): of each channel, on the same scale.
-        crop_size: by default what `size` says.
+        crop_size (`dict[str, int]`): by default what `size` says.
         do_convert_rgb (`bool`, defaults to `True`): whether to decode as described. Without it, PIL's and the array's
             own values are taken, as in transformers.
         kwargs: as for transformers' image processors.

@@ -6,17 +6,66 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 from safetensors.torch import load_file
+from transformers import AutoModel, IJepaModel
 
 from sparsejepa_hf.commands import export
+from sparsejepa_hf.modeling_sparsejepa import SparseJEPAVisionModel
+from sparsejepa_hf.training import image_processor
+
+
+@pytest.fixture
+def pixels():
+    return torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def features(checkpoint, pixels):
+    with torch.no_grad():
+        return AutoModel.from_pretrained(checkpoint)(pixels).last_hidden_state
+
+
+def test_the_encoder_is_a_plain_i_jepa(checkpoint, tmp_path, pixels, features):
+    export.main([checkpoint, str(tmp_path / "out"), "--to", "encoder"])
+    model = AutoModel.from_pretrained(tmp_path / "out")
+    assert type(model) is IJepaModel
+    with torch.no_grad():
+        torch.testing.assert_close(model(pixels).last_hidden_state, features, rtol=0, atol=1e-5)
+
+
+def test_timm_has_the_encoder(make_small_config, tmp_path, pixels):
+    # timm can save no other epsilon.
+    torch.manual_seed(0)
+    model = SparseJEPAVisionModel(make_small_config(layer_norm_eps=1e-6)).eval()
+    model.save_pretrained(tmp_path / "model")
+    image_processor((16, 16)).save_pretrained(tmp_path / "model")
+    export.main([str(tmp_path / "model"), str(tmp_path / "out"), "--to", "timm"])
+    exported = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    with torch.no_grad():
+        features = model(pixels).last_hidden_state
+        torch.testing.assert_close(exported.forward_features(pixels), features, rtol=0, atol=1e-5)
+
+
+def test_an_onnx_graph_gives_the_features_of_any_number_of_images(checkpoint, tmp_path, pixels, features):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    export.main([checkpoint, str(tmp_path / "out" / "model.onnx"), "--to", "onnx"])
+    session = runtime.InferenceSession(str(tmp_path / "out" / "model.onnx"))
+    for count in (1, 2):
+        found = session.run(["last_hidden_state"], {"pixel_values": pixels[:count].numpy()})[0]
+        torch.testing.assert_close(torch.from_numpy(found), features[:count], rtol=0, atol=1e-5)
 
 
 def test_an_endpoint_s_folder_serves_and_holds_the_whole_checkpoint(checkpoint, images, tmp_path, capsys):
     folder = tmp_path / "endpoint"
+    (Path(checkpoint) / "README.md").write_text("# A card", encoding="utf-8")
     export.main([checkpoint, str(folder), "--to", "endpoint"])
     assert capsys.readouterr().out == f"Written: {folder}\n"
     before, after = (load_file(Path(place) / "model.safetensors") for place in (checkpoint, folder))
     assert before.keys() == after.keys() and all((before[name] == after[name]).all() for name in before)
+    assert (folder / "README.md").read_text(encoding="utf-8") == "# A card"
     assert {"handler.py", "requirements.txt", "modeling_sparsejepa.py"} <= {path.name for path in folder.iterdir()}
     spec = importlib.util.spec_from_file_location("exported_handler", folder / "handler.py")
     module = importlib.util.module_from_spec(spec)

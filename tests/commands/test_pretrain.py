@@ -61,7 +61,7 @@ def test_a_run_writes_what_the_readme_says(run, tmp_path):
     assert json.loads((folder / "pretraining_results.json").read_text()) == results
     assert set(results["comparison"]) == {"raw pixels", "untrained", "trained"}
     assert results["provenance"] == provenance()
-    assert "| data | synthetic-scenes |" in (folder / "README.md").read_text()
+    assert "| data | synthetic-scenes (built in) |" in (folder / "README.md").read_text()
     assert "| optimizer steps | 2 |" in (folder / "README.md").read_text()
 
 
@@ -104,9 +104,19 @@ def test_less_than_one_batch_is_refused(run):
         run(per_device_train_batch_size=65)
 
 
-def test_the_monitor_without_labels_is_refused(run):
-    with pytest.raises(ValueError, match="knn_steps is 1.*eval_split"):
-        run(knn_steps=1, eval_split="none")
+def test_knn_without_labels_is_refused(run):
+    best = {"metric_for_best_model": "knn_accuracy"}
+    for options, message in (({"knn_steps": 1}, "knn_steps is 1 "), (best, "metric_for_best_model knn_accuracy, ")):
+        with pytest.raises(ValueError, match=f"{message}.*eval_split"):
+            run(**options, eval_split="none")
+
+
+def test_the_best_checkpoint_by_knn_is_what_is_kept(run, tmp_path):
+    options = {"metric_for_best_model": "knn_accuracy", "load_best_model_at_end": True, "eval_strategy": "steps"}
+    run(**options, eval_steps=1, save_strategy="steps", save_steps=1)
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    accuracies = [entry["eval_knn_accuracy"] for entry in state["log_history"] if "eval_knn_accuracy" in entry]
+    assert len(accuracies) == 2 and state["best_metric"] == max(accuracies)
 
 
 def test_a_folder_with_checkpoints_of_another_run_is_refused(run):

@@ -166,6 +166,12 @@ class TestFromTimm:
             expected = vit.norm(vit.blocks(tokens))
         torch.testing.assert_close(output(model, pixel_values), expected, atol=1e-5, rtol=0)
 
+    def test_a_head_on_a_class_token_is_not_taken_for_one_on_the_mean(self, make_vit):
+        vit = make_vit(class_token=True, global_pool="token", num_classes=3)
+        with pytest.raises(ValueError, match=r"unknown: head\.bias, head\.weight\. Expected"):
+            from_timm(vit, allow=("cls_token",))
+        assert type(from_timm(vit, allow=("cls_token", "head.*"))) is SparseJEPAVisionModel
+
     @pytest.mark.parametrize(
         "options, names",
         [

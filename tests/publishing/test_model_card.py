@@ -159,7 +159,8 @@ class TestWhatItSays:
         rows = [
             "learning rate | 0.00045",
             "seed | 31",
-            "optimizer steps | 20 (2 epochs)",
+            "optimizer steps | 20",
+            "epochs | 2",
             "weight decay | 0.05 to 0.4",
         ]
         rows += [
@@ -183,7 +184,7 @@ class TestWhatItSays:
     def test_the_best_checkpoint_is_said_to_be_kept(self, write):
         arguments = {"load_best_model_at_end": True, "save_strategy": "steps", "eval_strategy": "steps"}
         text = write(arguments=arguments, state={"best_global_step": 10})
-        assert "| optimizer steps | 20 (0 epochs); the best so far, of step 10, is kept at the end |" in text
+        assert "| optimizer steps | 20; the best so far, of step 10, is kept at the end |" in text
 
     def test_masks_of_another_kind_are_named_as_such(self, write):
         assert "| masks | SimpleNamespace |" in write(mask_sampler=SimpleNamespace())
@@ -221,7 +222,7 @@ class TestWhatItSays:
         assert "## Results" not in write() and "## Results" not in write(results={})
 
     def test_a_card_can_be_written_before_anything_was_logged(self, write):
-        assert "| optimizer steps | 0 (0 epochs) |" in write(history=[])
+        assert "| optimizer steps | 0 |" in write(history=[])
 
     def test_no_placeholder_is_left_unfilled(self, write):
         text = write(results=COMPARISON)

@@ -337,6 +337,14 @@ def test_a_batch_that_was_found_trains_what_that_batch_trains(
     assert runs[0].state.train_batch_size == runs[0]._train_batch_size == 4
 
 
+def test_the_state_of_a_resumed_run_knows_its_own_batch(make_trainer):
+    first = make_trainer(save_strategy="steps", save_steps=1, max_steps=1)
+    first.train()
+    resumed = make_trainer(per_device_train_batch_size=4, max_steps=2)
+    resumed.train(resume_from_checkpoint=f"{first.args.output_dir}/checkpoint-1")
+    assert (first.state.train_batch_size, resumed.state.train_batch_size) == (8, 4)
+
+
 # ---- interruption ----
 
 

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         try:
             importlib.import_module(f".{name}", __name__).main(rest)
-        except (ArithmeticError, OSError, ValueError) as error:
+        except (ArithmeticError, ImportError, OSError, ValueError) as error:
             if not _is_said_here(error):
                 raise
             raise SystemExit(f"sparsejepa {name}: {error}") from error

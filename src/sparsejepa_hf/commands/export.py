@@ -8,6 +8,7 @@ sparsejepa export runs/images out/ --to endpoint   # the checkpoint with a handl
 """
 
 import argparse
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif own.to == "onnx":
         from ..conversion import export_onnx
 
+        output.parent.mkdir(parents=True, exist_ok=True)
         export_onnx(own.checkpoint, output)
     else:
         _write_endpoint(own.checkpoint, output)
@@ -49,6 +51,8 @@ def _write_endpoint(checkpoint: str, folder: Path) -> None:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     write_handler(folder)
+    if (card := Path(checkpoint) / "README.md").is_file():
+        shutil.copy(card, folder)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         eval_dataset=data.heldout,
         processing_class=image_processor(config.image_sides, data_args.image_mean, data_args.image_std),
         # Where there are steps, loading has seen to both.
-        knn_datasets=(data.bank, data.heldout) if training_args.knn_steps else None,  # type: ignore[arg-type]
+        knn_datasets=(data.bank, data.heldout) if training_args.needs_knn else None,  # type: ignore[arg-type]
     )
     if trainer.is_world_process_zero():
         write_options(training_args.output_dir, model_args, data_args, training_args)

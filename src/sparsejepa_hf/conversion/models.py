@@ -96,7 +96,8 @@ def build_model(
     """
     state = states["target"]
     head = "head.weight" if layout == "timm" else "classifier.weight"
-    has_head = head in state and not any(fnmatchcase(head, pattern) for pattern in allow)
+    # A head on a class token means nothing to the mean over patches.
+    has_head = (head in state and "cls_token" not in state) and not any(fnmatchcase(head, name) for name in allow)
     model_class = model_class or (SparseJEPAForImageClassification if has_head else SparseJEPAVisionModel)
     if model_class in (SparseJEPAForImageClassification, SparseJEPAVisionModel):
         fields = {"use_grouping": False} | fields

@@ -295,8 +295,9 @@ def _recipe_rows(args: Any, state: TrainerState) -> dict[str, Any]:
     warmup = f"{args.warmup_steps:g} of the run" if 0 < args.warmup_steps < 1 else f"{args.warmup_steps:g} steps"
     best = state.best_global_step if args.load_best_model_at_end else None
     return {
-        "optimizer steps": f"{state.global_step} ({state.epoch or 0:g} epochs)"
+        "optimizer steps": f"{state.global_step}"
         + (f"; the best so far, of step {best}, is kept at the end" if best else ""),
+        "epochs": f"{state.epoch or 0:.3g}",
         "images a step": batch,
         "optimizer": f"{_text(args.optim)}, β₁ {args.adam_beta1:g}, β₂ {args.adam_beta2:g}",
         "learning rate": f"{args.learning_rate:g}",

@@ -189,6 +189,11 @@ class SparseJEPATrainingArguments(ImageTrainingArguments):
         self._require_choice("collapse_action", ("warn", "stop"))
         self._require_pair("target_aspect_ratio")
 
+    @property
+    def needs_knn(self) -> bool:
+        """Whether the kNN accuracy is asked for: at steps, or to choose the best checkpoint."""
+        return bool(self.knn_steps) or str(self.metric_for_best_model).removeprefix("eval_") == "knn_accuracy"
+
 
 @dataclass
 class FineTuningArguments(ImageTrainingArguments):

@@ -104,12 +104,10 @@ class SparseJEPATrainer(ImageTrainer):
         callbacks: list[Any] = [self._loss_parts, TargetEncoderEMA(self._keeps_autocast_weights())]
         callbacks += [WeightDecaySchedule(), features, CollapseGuard(args, features), self.loss_weights]
         callbacks += [ProximalStep(self.loss_weights), GroupMonitor(self.loss_weights), Throughput()]
-        goes_by_knn = str(args.metric_for_best_model).removeprefix("eval_") == "knn_accuracy"
-        if knn_datasets is None and (args.knn_steps or goes_by_knn):
-            wish = f"knn_steps is {args.knn_steps}" if args.knn_steps else "metric_for_best_model is the kNN accuracy"
+        if knn_datasets is None and args.needs_knn:
             raise ValueError(
-                f"{wish}, but there are no labelled data sets; pass knn_datasets=(bank, held-out), or knn_steps=0 and "
-                "another metric."
+                f"knn_steps is {args.knn_steps} and metric_for_best_model {args.metric_for_best_model}, but there are "
+                "no labelled data sets; pass knn_datasets=(bank, held-out), or knn_steps=0 and another metric."
             )
         self._knn = None if knn_datasets is None else KNNMonitor(*knn_datasets, self.normalize, self.log)
         callbacks += [] if self._knn is None else [self._knn]

@@ -92,10 +92,11 @@ def load_pretraining_data(
         data.heldout = build(heldout, side)
         if not options.streaming and has_labels(train) and has_labels(data.heldout):
             data.bank = train if load_size == side else build(_spread(source, MAX_BANK), side)
-    if training.knn_steps and data.bank is None:
+    if training.needs_knn and data.bank is None:
         raise ValueError(
-            f"knn_steps is {training.knn_steps}, but the kNN monitor needs labels in train_split and in eval_split. "
-            "Name label_column and eval_split, or set knn_steps to 0."
+            f"knn_steps is {training.knn_steps} and metric_for_best_model {training.metric_for_best_model}, but kNN "
+            "needs labels in train_split and in eval_split. Name label_column and eval_split, or set knn_steps to 0 "
+            "and leave out metric_for_best_model."
         )
     return data
 
@@ -130,10 +131,11 @@ def _require_steps_of_streams(data: DataArguments, training: SparseJEPATrainingA
             f"streaming is set and max_steps is {training.max_steps}, but a stream does not say how long it is. Give "
             "max_steps, the number of optimizer steps."
         )
-    if data.streaming and training.knn_steps:
+    if data.streaming and training.needs_knn:
         raise ValueError(
-            f"streaming is set and knn_steps is {training.knn_steps}, but the kNN monitor needs images that can be "
-            "looked up again. Set knn_steps to 0, or leave streaming out."
+            f"streaming is set and knn_steps is {training.knn_steps} (metric_for_best_model "
+            f"{training.metric_for_best_model}), but kNN needs images that can be looked up again. Set knn_steps to 0 "
+            "and leave out metric_for_best_model, or leave streaming out."
         )
 
 
