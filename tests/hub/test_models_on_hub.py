@@ -20,7 +20,7 @@ CLASSES = {
     "classifier": "SparseJEPAForImageClassification",
     "backbone": "SparseJEPABackbone",
 }
-CODE = {"configuration_sparsejepa.py", "modeling_sparsejepa.py"}
+CODE = {f"{part}_sparsejepa.py" for part in ("configuration", "modeling", "image_processing", "image_decoding")}
 
 PUSH = """
 import sparsejepa_hf

@@ -10,7 +10,7 @@ from hub_server import card_metadata
 from PIL import Image
 
 
-CODE = {"configuration_sparsejepa.py", "modeling_sparsejepa.py"}
+CODE = {f"{part}_sparsejepa.py" for part in ("configuration", "modeling", "image_processing", "image_decoding")}
 MODEL = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"} | CODE
 STRATEGIES = {"every": "every_save", "last": "checkpoint", "all": "all_checkpoints", "end": "end"}
 
@@ -24,6 +24,26 @@ for name in ("every", "last", "all", "end"):
     report[name] = pretrain.main(flags["pretrain"] + flags[name])["output_dir"]
 report["classifier"] = finetune.main(flags["finetune"])["output_dir"]
 report["failed"] = refusal(pretrain.main, flags["pretrain"] + flags["failed"])
+"""
+
+# What each card's reader does, without the package: its code as it is printed.
+READ = """
+import re
+from huggingface_hub import ModelCard
+from transformers import pipeline
+
+for name in ("every", "classifier"):
+    blocks = re.findall(r"^```python\\n(.*?)^```", ModelCard.load(f"alice/{name}").text, re.M | re.S)
+    variables = {}
+    for block in blocks:
+        exec(block, variables)
+    report[name] = len(blocks)
+    output = variables["patches" if name == "every" else "logits"]
+    report[f"{name} shape"] = list(output.shape)
+
+for index, revision in enumerate(json.loads((folder / "steps.json").read_text())):
+    extract = pipeline("image-feature-extraction", model="alice/all", revision=revision, **trust)
+    report[f"step {index}"] = len(extract(variables["image"])[0])
 """
 
 
@@ -52,6 +72,7 @@ def report(data, folder, make_recipe, as_flags, run_client, tokens, hub):
         for name, strategy in STRATEGIES.items()
     }
     fast = ("max_steps", "per_device_train_batch_size", "logging_steps", "use_cpu", "disable_tqdm")
+    own["end"] += as_flags(hub_revision="trial")
     own["finetune"] = as_flags(
         **{name: recipe[name] for name in fast},
         **common,
@@ -100,8 +121,25 @@ class TestTheEndOfARun:
     def test_nothing_is_pushed_before_with_end(self, report, hub):
         assert [message for message, _ in commits(hub, "end")] == ["initial commit", "End of training"]
 
+    def test_a_branch_is_made_and_no_other_is_touched(self, report, hub):
+        repository = hub.repositories["alice/end"]
+        assert set(repository.files("main")) == {".gitattributes"} and MODEL <= set(repository.files("trial"))
+
     def test_the_model_was_made_of_the_one_on_the_hub(self, report, hub):
         assert card_metadata(commits(hub, "classifier")[-1][1])["base_model"] == "alice/every"
+
+
+class TestReaders:
+    def test_cards_run_as_printed_and_steps_load(self, report, hub, folder, run_client):
+        repository = hub.repositories["alice/all"]
+        steps = [
+            sha for sha, message in repository.messages.items() if message.startswith("Training in progress, step")
+        ]
+        (folder / "steps.json").write_text(json.dumps(steps[:1]))
+        read = run_client(READ, stranger=True)
+        assert read["every"] == read["classifier"] == 2
+        assert read["every shape"] == [1, 16, 32] and read["classifier shape"] == [1, 3]
+        assert read["step 0"] == 16
 
 
 class TestSteps:

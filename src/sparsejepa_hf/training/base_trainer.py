@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import datasets
 import torch
+from huggingface_hub import HfApi
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
@@ -394,6 +395,13 @@ class ImageTrainer(Trainer):
         if self.args.should_save:
             # A pickle that nothing reads.
             Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """As in `Trainer`, and with the branch `hub_revision`: else a push to a new one would fail after training."""
+        super().init_hf_repo(token, private)
+        if self.args.hub_revision is not None and self.is_world_process_zero():
+            token = token or self.args.hub_token
+            HfApi().create_branch(self.hub_model_id, branch=self.args.hub_revision, token=token, exist_ok=True)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """As in `Trainer`, but with the code that the weights need and a card, and from a copy: what is uploaded in
