@@ -24,7 +24,12 @@ demo: $(READY)
 # Lint, types, documentation, then every test, the slow ones too. The tests come last: CI reads their closing line.
 test: lint types docs pytest
 
-pytest: $(READY)
+# The tools that tests run the models with.
+$(VENV)/.ecosystem: $(READY)
+	$(BIN)/python -m pip install --disable-pip-version-check -e ".[dev,ecosystem]"
+	touch $(VENV)/.ecosystem
+
+pytest: $(VENV)/.ecosystem
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist loadscope
 
 test-fast: $(READY)

@@ -58,6 +58,8 @@ def blocks(page: Path) -> list[Block]:
     ]
 
 
+# What the extra of this name installs, which `make pytest` adds.
+ECOSYSTEM = ("peft", "torchao")
 ALL = [block for page in PAGES if page.is_file() for block in blocks(page)]
 SHELL = [block for block in ALL if block.language == "sh"]
 PYTHON_PAGES = [page for page in PAGES if any(b.language == "python" and b.page == page for b in ALL)]
@@ -79,6 +81,9 @@ def test_a_page_s_python_runs_from_its_first_block_to_its_last(page, tmp_path, m
     for block in blocks(page):
         if block.language != "python" or block.reason is not None:
             continue
+        for tool in ECOSYSTEM:
+            if f"from {tool}" in block.code:
+                pytest.importorskip(tool)
         tree = ast.increment_lineno(ast.parse(block.code), block.line)
         exec(compile(tree, str(page), "exec"), namespace)
 
