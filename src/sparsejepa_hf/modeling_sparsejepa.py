@@ -223,7 +223,9 @@ class SparseJEPAAttention(nn.Module):
         """Attention of (B, heads, Lq, d) over (B, heads, Lk, d) -> (B, Lq, heads·d), and its weights if any."""
         implementation = self.config._attn_implementation
         interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        if implementation == "sdpa" and key.device.type == "cpu" and key.shape[2] <= _PLAIN_CPU_TOKENS:
+        # An exported program may serve other sizes and devices than the ones it was traced with.
+        on_cpu = key.device.type == "cpu" and not torch.compiler.is_exporting()
+        if implementation == "sdpa" and on_cpu and key.shape[2] <= _PLAIN_CPU_TOKENS:
             interface = eager_attention_forward
         dropout = self.attention_dropout if self.training else 0.0
         output, weights = interface(self, query, key, value, None, dropout=dropout, scaling=self.scaling, **kwargs)
@@ -355,20 +357,21 @@ class SparseJEPAEmbeddings(nn.Module):
                 f"(batch, {config.num_channels}, height, width)."
             )
         (height, width), patch = pixel_values.shape[-2:], config.patch_sides
-        if (height, width) != config.image_sides:
-            if not interpolate_pos_encoding:
-                raise ValueError(
-                    f"The images are {height}x{width} pixels, but the model expects "
-                    f"{config.image_sides[0]}x{config.image_sides[1]}. Resize them, or pass "
-                    "interpolate_pos_encoding=True."
-                )
+        if interpolate_pos_encoding:
             if height % patch[0] or width % patch[1]:
                 raise ValueError(
                     f"The images are {height}x{width} pixels, which patches of {patch[0]}x{patch[1]} do not divide. "
                     "Resize them to a multiple of the patch size."
                 )
+            # Also at the trained size, where they are the same: a branch would tie an exported program to a size.
             grid = (height // patch[0], width // patch[1])
             positions = sincos_position_embeddings(config.hidden_size, grid, config.grid_size, positions.device)
+        elif (height, width) != config.image_sides:
+            raise ValueError(
+                f"The images are {height}x{width} pixels, but the model expects "
+                f"{config.image_sides[0]}x{config.image_sides[1]}. Resize them, or pass "
+                "interpolate_pos_encoding=True."
+            )
         embeddings = self.patch_embeddings(pixel_values)
         # Positions in the weights' precision keep the residual stream there too, also under autocast.
         embeddings = embeddings + positions.to(self.patch_embeddings.dtype)
