@@ -163,6 +163,11 @@ def _cast_once(states: Tensor) -> Tensor:
     return states
 
 
+def _of_rows(layer: nn.Module, states: Tensor) -> Tensor:
+    """A linear layer of (..., D), row by row: bitsandbytes' int8 kernel takes no more than three dimensions."""
+    return layer(states.flatten(0, -2)).unflatten(0, states.shape[:-1])
+
+
 def _for_attention(options: dict[str, Any]) -> dict[str, Any]:
     """The keyword arguments of a call without those that an image model can only take as None.
 
@@ -471,10 +476,10 @@ class SparseJEPAMLPPredictor(nn.Module):
     ) -> Tensor:
         """Shapes as in [`SparseJEPATransformerPredictor`]; `context_mask` does not matter here."""
         pooled = self.embed(hidden_states.mean(dim=1))
-        tokens = pooled[:, None, None] + position_embeddings.to(self.layernorm.weight.dtype)[target_mask]
+        tokens = pooled[:, None] + position_embeddings.to(self.layernorm.weight.dtype)[target_mask.flatten(1)]
         for norm, layer in zip(self.norms, self.layers, strict=True):
             tokens = tokens + layer(norm(tokens))
-        return self.layernorm(tokens)
+        return self.layernorm(tokens).unflatten(1, target_mask.shape[1:])
 
 
 class SparseJEPAGrouping(nn.Module):
@@ -504,8 +509,10 @@ class SparseJEPAGrouping(nn.Module):
     ) -> SparseJEPAPredictorOutput:
         """(..., D_p), or (..., D) in front of the predictor -> predictor output with (..., D); `latent_noise` (..., K)
         is ε, drawn here if not given."""
-        mean = latents = self.latent_mean(hidden_states)
-        log_variance = self.latent_log_variance(hidden_states) if self.latent_log_variance is not None else None
+        mean = latents = _of_rows(self.latent_mean, hidden_states)
+        log_variance = None
+        if self.latent_log_variance is not None:
+            log_variance = _of_rows(self.latent_log_variance, hidden_states)
         if log_variance is not None and self.training:
             if latent_noise is not None and latent_noise.shape != mean.shape:
                 raise ValueError(
@@ -535,7 +542,7 @@ class SparseJEPALinearHead(nn.Module):
         self.projection = nn.Linear(config.predictor_hidden_size, config.hidden_size)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.projection(hidden_states)
+        return _of_rows(self.projection, hidden_states)
 
 
 class SparseJEPAPredictor(nn.Module):
