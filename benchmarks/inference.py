@@ -29,6 +29,7 @@ from transformers import IJepaConfig, IJepaModel
 
 import sparsejepa_hf
 from sparsejepa_hf import SparseJEPAConfig, SparseJEPAForPreTraining, SparseJEPAVisionModel
+from sparsejepa_hf.conversion.onnx import export_onnx
 
 from .alternatives.ijepa_loop import copy_layers
 from .harness.records import format_table, origin_line, parser, start, write
@@ -99,21 +100,6 @@ def to_timm(model: SparseJEPAVisionModel) -> nn.Module:
     return vit.eval()
 
 
-def export_onnx(model: SparseJEPAVisionModel, path: Path) -> Path:
-    """Writes the features of `model` as an ONNX graph with a free batch size; returns `path`."""
-    program = torch.onnx.export(
-        Features(model).eval(),
-        (torch.zeros(2, model.config.num_channels, *model.config.image_sides),),
-        dynamo=True,
-        verbose=False,
-        input_names=["pixel_values"],
-        output_names=["features"],
-        dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}},
-    )
-    program.save(str(path))
-    return path
-
-
 def quantize_onnx(path: Path) -> Path:
     """An int8 copy of an ONNX graph, with activations quantised as they come; returns its path."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -132,7 +118,7 @@ def onnx_session(path: Path, threads: int) -> Callable[[Tensor], Tensor]:
     # Its threads would otherwise keep a core busy while the next candidate is timed.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(["features"], {"pixel_values": images.numpy()})[0])
+    return lambda images: torch.from_numpy(session.run(["pooler_output"], {"pixel_values": images.numpy()})[0])
 
 
 def quantize_torch(model: SparseJEPAVisionModel) -> nn.Module:

@@ -32,9 +32,7 @@ def test_features_do_not_depend_on_where_weights_are(pretrained, pixel_values, f
 @pytest.mark.parametrize("device_map", ["cpu", {"": "disk"}])
 def test_a_classifier(classifier, pixel_values, first_output, tmp_path, device_map):
     expected = first_output(AutoModelForImageClassification.from_pretrained(classifier), pixel_values)
-    model = AutoModelForImageClassification.from_pretrained(
-        classifier, device_map=device_map, offload_folder=tmp_path
-    )
+    model = AutoModelForImageClassification.from_pretrained(classifier, device_map=device_map, offload_folder=tmp_path)
     assert torch.equal(first_output(model, pixel_values), expected)
 
 

@@ -54,9 +54,7 @@ def _kinds(model) -> str:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("auto_class", [AutoModel, AutoModelForImageClassification])
-def test_saved_and_reloaded(
-    pretrained, classifier, pixel_values, first_output, cosine, tmp_path, auto_class, method
-):
+def test_saved_and_reloaded(pretrained, classifier, pixel_values, first_output, cosine, tmp_path, auto_class, method):
     make_options, kind, lowest = METHODS[method]
     folder = pretrained if auto_class is AutoModel else classifier
     expected = first_output(auto_class.from_pretrained(folder), pixel_values)
