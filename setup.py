@@ -36,6 +36,8 @@ PLOTS = ["matplotlib>=3.8", "jinja2>=3.1"]
 DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"]
 # What the benchmarks time beside this package, and what runs its exported models.
 BENCHMARK = ["lightly>=1.6", "onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.7"]
+# Tools that tests run the models with; nothing here imports them.
+ECOSYSTEM = ["bitsandbytes>=0.50", "optuna>=4.0", "peft>=0.21", "torchao>=0.18"]
 
 setup(
     name="sparsejepa_hf",
@@ -66,6 +68,7 @@ setup(
             *APP,
             *BENCHMARK,
             *DOCS,
+            *ECOSYSTEM,
             "pytest>=8.0",
             "pytest-xdist>=3.6",
             "mypy>=1.18",

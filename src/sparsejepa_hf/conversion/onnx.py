@@ -2,6 +2,7 @@
 """Features or logits as an ONNX graph."""
 
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -56,9 +57,8 @@ def export_onnx(
         ImportError: onnxscript is not installed.
     """
     model = _features_model(source, revision)
-    names = ("last_hidden_state", "pooler_output")
-    if isinstance(model, SparseJEPAForImageClassification):
-        names = ("logits",)
+    is_classifier = isinstance(model, SparseJEPAForImageClassification)
+    names = ("logits",) if is_classifier else ("last_hidden_state", "pooler_output")
     sides = model.config.image_sides
     axes = {0: "batch", 2: "height", 3: "width"} if any_size else {0: "batch"}
     # Sizes that a free axis may not be fixed at: one image, or the trained size.
@@ -78,7 +78,7 @@ def export_onnx(
         )
     finally:
         model.train(was_training)
-    program.save(str(path))
+    cast(torch.onnx.ONNXProgram, program).save(str(path))
     return Path(path)
 
 
