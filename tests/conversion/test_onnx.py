@@ -73,5 +73,5 @@ def test_a_model_of_half_precision(make_model, make_images, tmp_path):
 
 
 def test_what_is_no_model_of_the_family_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="Linear.* has no target encoder; expected a complete model"):
+    with pytest.raises(ValueError, match="Linear, has no such encoder; expected"):
         export_onnx(torch.nn.Linear(2, 2), tmp_path / "model.onnx")
