@@ -2,6 +2,7 @@
 """transformers' I-JEPA in both directions, and checkpoints of I-JEPA's original code."""
 
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,6 +47,8 @@ _SHARED = (
     "qkv_bias",
 )
 _LABELS = ("id2label", "label2id", "problem_type")
+# Of files of I-JEPA's original code, in which nobody names a repository.
+_SUFFIXES = (".tar", ".pth", ".pt")
 
 
 def to_ijepa(
@@ -148,6 +151,8 @@ def from_ijepa(
             positions were learned; or weights are damaged or pickled.
         OSError: there is no such checkpoint.
     """
+    if isinstance(source, (str, Path)) and Path(source).suffix in _SUFFIXES and not Path(source).exists():
+        raise FileNotFoundError(f"There is no file {str(source)!r}; expected a checkpoint of I-JEPA's code.")
     if isinstance(source, (str, Path)) and Path(source).is_file():
         states, has_predictor = _read_original(Path(source))
         fields, layout = fields_from_shapes(states["target"], overrides), "timm"
@@ -180,9 +185,12 @@ def _read_original(path: Path) -> tuple[dict[str, dict[str, Tensor]], bool]:
         # Checkpoints hold the optimizer too, several times the weights; mapped, it is not read.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        # Before the reason, torch recommends to unpickle all of it.
+        found = re.search(r"(Unsupported|Trying to load) .+", str(error))
+        reason = found[0] if found else str(error).splitlines()[0]
         raise ValueError(
-            f"{str(path)!r} could not be read as tensors alone ({str(error).splitlines()[0]}). Expected a complete "
-            "checkpoint of I-JEPA's code; nothing else in it is unpickled."
+            f"{str(path)!r} could not be read as tensors alone ({reason}). Expected a complete checkpoint of I-JEPA's "
+            "code; nothing else in it is unpickled."
         ) from error
     parts = {"context": "encoder", "target": "target_encoder"}
     found = {side: content[part] for side, part in parts.items() if isinstance(content, Mapping) and part in content}
