@@ -186,8 +186,8 @@ def _read_original(path: Path) -> tuple[dict[str, dict[str, Tensor]], bool]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         # Before the reason, torch recommends to unpickle all of it.
-        found = re.search(r"(Unsupported|Trying to load) .+", str(error))
-        reason = found[0] if found else str(error).splitlines()[0]
+        told = re.search(r"(Unsupported|Trying to load) .+", str(error))
+        reason = told[0] if told else str(error).splitlines()[0]
         raise ValueError(
             f"{str(path)!r} could not be read as tensors alone ({reason}). Expected a complete checkpoint of I-JEPA's "
             "code; nothing else in it is unpickled."
