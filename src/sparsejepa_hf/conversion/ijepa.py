@@ -96,8 +96,8 @@ def export_encoder(
 
     `AutoModel`, `AutoModelForImageClassification` (of a classifier) and pipelines load the folder in vanilla
     transformers. The image processor is transformers' `ViTImageProcessor`: bicubic, short side to the model's, centre
-    crop, mean and standard deviation of the checkpoint's. It does not turn images by their EXIF orientation, and it
-    clips 16-bit images. See [`to_ijepa`] for what is equal.
+    crop, mean and standard deviation of the checkpoint's. It does not turn images by their EXIF orientation, it clips
+    16-bit images, and it makes no other number of channels. See [`to_ijepa`] for what is equal.
 
     Args:
         source: a model of this family, or the folder or Hub name of its checkpoint.
@@ -229,7 +229,7 @@ def _plain_processor(config: IJepaConfig, mean: list[float], std: list[float]) -
     size = config.image_size
     height, width = (size, size) if isinstance(size, int) else size
     return ViTImageProcessor(
-        # A stock processor knows grey and RGB images; others are given as arrays.
+        # It converts to RGB alone; other images have to be given with as many channels as the model takes.
         do_convert_rgb=config.num_channels == 3,
         size={"shortest_edge": height} if height == width else {"height": height, "width": width},
         resample=PILImageResampling.BICUBIC,
