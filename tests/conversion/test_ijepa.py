@@ -7,11 +7,13 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -275,6 +277,15 @@ class TestExportEncoder:
             assert not [file for file in files if file.endswith((".py", ".bin"))]
             for file in ("config.json", "preprocessor_config.json"):
                 assert "auto_map" not in json.loads((work / name / file).read_text())
+
+    def test_the_card_takes_over_what_was_measured_of_the_target_encoder(self, tmp_path):
+        source = Path(__file__).parents[2] / "model_cards" / "sparsejepa-vit-micro-cifar100"
+        told = ModelCard.load(source / "README.md").data
+        target = ModelCard.load(export_encoder(source, tmp_path / "target") / "README.md").data
+        assert target.license == told.license == "apache-2.0" and target.datasets == told.datasets
+        assert [r.metric_value for r in target.eval_results] == [r.metric_value for r in told.eval_results]
+        context = ModelCard.load(export_encoder(source, tmp_path / "context", encoder="context") / "README.md").data
+        assert context.eval_results is None and context.pipeline_tag == "image-feature-extraction"
 
     def test_without_an_image_processor_it_says_so(self, encoder, tmp_path, hear_warnings):
         folder = export_encoder(encoder, tmp_path / "new" / "folder")

@@ -58,6 +58,7 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_fine_tuning_on_real_images(real_images, checkpoint, tmp_path):
     labels = dict(enumerate(CLASSES))
     model = AutoModelForImageClassification.from_pretrained(

@@ -24,7 +24,9 @@ from transformers import (
 from transformers.image_utils import PILImageResampling
 from transformers.utils import logging
 
+from ..configuration_sparsejepa import SparseJEPAConfig
 from ..modeling_sparsejepa import SparseJEPAForPreTraining, SparseJEPAModel, SparseJEPAPreTrainedModel
+from ..publishing import write_model_card
 from .layouts import clean_names, encoder_weights, to_layout
 from .models import build_model, fields_from_shapes, load_source, pixel_statistics, refuse_own_folder
 
@@ -97,7 +99,8 @@ def export_encoder(
     `AutoModel`, `AutoModelForImageClassification` (of a classifier) and pipelines load the folder in vanilla
     transformers. The image processor is transformers' `ViTImageProcessor`: bicubic, short side to the model's, centre
     crop, mean and standard deviation of the checkpoint's. It does not turn images by their EXIF orientation, it clips
-    16-bit images, and it makes no other number of channels. See [`to_ijepa`] for what is equal.
+    16-bit images, and it makes no other number of channels. The model card takes over what the checkpoint's says. See
+    [`to_ijepa`] for what is equal.
 
     Args:
         source: a model of this family, or the folder or Hub name of its checkpoint.
@@ -117,6 +120,13 @@ def export_encoder(
     mean, std = pixel_statistics(source, model.config.num_channels, revision)
     model.save_pretrained(folder)
     _plain_processor(model.config, mean, std).save_pretrained(folder)
+    if isinstance(source, PreTrainedModel):
+        config, base_model = source.config, None
+    else:
+        config = SparseJEPAConfig.from_pretrained(source, revision=revision)
+        # Scores of the source's card are those of its target encoder.
+        base_model = str(source) if encoder == "target" else None
+    write_model_card(folder, kind="export", config=config, base_model=base_model, revision=revision)
     return Path(folder)
 
 

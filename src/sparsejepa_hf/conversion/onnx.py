@@ -7,14 +7,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ..configuration_sparsejepa import SparseJEPAConfig
 from ..modeling_sparsejepa import (
+    SparseJEPABackbone,
     SparseJEPAForImageClassification,
     SparseJEPAForPreTraining,
-    SparseJEPAModel,
     SparseJEPAPreTrainedModel,
-    SparseJEPAVisionModel,
 )
+from .models import load_source
 
 
 class _NamedOutputs(nn.Module):
@@ -34,7 +33,7 @@ def export_onnx(
     path: str | Path,
     *,
     any_size: bool = False,
-    revision: str | None = None,
+    revision: str = "main",
 ) -> Path:
     """Writes what a model makes of images as an ONNX graph.
 
@@ -53,10 +52,13 @@ def export_onnx(
         `path`.
 
     Raises:
-        ValueError: the model given is none with features or logits for images alone.
+        ValueError: the model given is none of this family, or its weights are quantised or have adapters.
         ImportError: onnxscript is not installed.
     """
-    model = _features_model(source, revision)
+    model = load_source(source, "target", revision)
+    if isinstance(model, (SparseJEPABackbone, SparseJEPAForPreTraining)):
+        # The part that answers to images alone.
+        model = model.sparsejepa
     is_classifier = isinstance(model, SparseJEPAForImageClassification)
     names = ("logits",) if is_classifier else ("last_hidden_state", "pooler_output")
     sides = model.config.image_sides
@@ -80,22 +82,6 @@ def export_onnx(
         model.train(was_training)
     cast(torch.onnx.ONNXProgram, program).save(str(path))
     return Path(path)
-
-
-def _features_model(source: str | Path | SparseJEPAPreTrainedModel, revision: str | None) -> SparseJEPAPreTrainedModel:
-    """The model itself, or the part of it that answers to images alone."""
-    if isinstance(source, (str, Path)):
-        config = SparseJEPAConfig.from_pretrained(source, revision=revision)
-        is_classifier = SparseJEPAForImageClassification.__name__ in (config.architectures or [])
-        model_class = SparseJEPAForImageClassification if is_classifier else SparseJEPAVisionModel
-        return model_class.from_pretrained(source, revision=revision)
-    model = source.sparsejepa if isinstance(source, SparseJEPAForPreTraining) else source
-    if not isinstance(model, (SparseJEPAForImageClassification, SparseJEPAModel, SparseJEPAVisionModel)):
-        raise ValueError(
-            f"The model given is a {type(source).__name__}; expected SparseJEPAVisionModel, "
-            "SparseJEPAForImageClassification, SparseJEPAModel, SparseJEPAForPreTraining, or a checkpoint of one."
-        )
-    return model
 
 
 __all__ = ["export_onnx"]
