@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from transformers import pipeline
 
+from sparsejepa_hf import SparseJEPAImageProcessor
 from sparsejepa_hf.modeling_sparsejepa import (
     SparseJEPAForImageClassification,
     SparseJEPAForPreTraining,
@@ -89,6 +90,19 @@ def test_classes_are_named_by_their_probabilities(folders, paths, hear_warnings)
     assert "MISSING" not in hear_warnings.text
     pipeline("image-classification", model=str(folders["SparseJEPAForPreTraining"]), device="cpu")
     assert "classifier.weight | MISSING" in hear_warnings.text, "what is random is said"
+
+
+@pytest.mark.parametrize("task", ["image-feature-extraction", "image-classification"])
+def test_nobody_is_asked_whether_to_trust_the_code_of_the_package(folders, monkeypatch, task):
+    def answer(prompt: str) -> str:
+        asked.append(prompt)
+        return "n"
+
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", answer)
+    made = pipeline(task, model=str(folders["SparseJEPAForImageClassification"]), device="cpu")
+    assert type(made.image_processor) is SparseJEPAImageProcessor and made.video_processor is None
+    assert not asked
 
 
 def test_they_work_where_the_package_is_not_installed(folders, paths, tmp_path):

@@ -55,9 +55,22 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "SparseJEPAImageProcessor":
+        _tell_that_there_is_no_video_processor()
     value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
     globals()[name] = value
     return value
+
+
+def _tell_that_there_is_no_video_processor() -> None:
+    """Keeps `pipeline` from asking a person whether to trust code.
+
+    It takes an image processor that carries its code for a video processor that does too, unless the configuration is
+    known to it. Called late: the import takes seconds without that of the image processor.
+    """
+    from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING
+
+    VIDEO_PROCESSOR_MAPPING._extra_content.setdefault(SparseJEPAConfig, {})
 
 
 def __dir__() -> list[str]:

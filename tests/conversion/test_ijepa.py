@@ -465,12 +465,15 @@ class TestOriginalCheckpoints:
                 return (os.mkdir, (str(trace),))
 
         torch.save({"encoder": {}, "opt": Bad()}, path)
-        with pytest.raises(ValueError, match="could not be read as tensors alone"):
+        with pytest.raises(ValueError, match=r"could not be read as tensors alone \(\w.*mkdir") as refusal:
             from_ijepa(path)
+        assert "weights_only" not in str(refusal.value)
         assert not trace.exists()
 
     def test_files_of_something_else_are_refused(self, original, tmp_path):
         path = original[1]
+        with pytest.raises(FileNotFoundError, match="no file 'nowhere.pth.tar'"):
+            from_ijepa("nowhere.pth.tar")
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         with pytest.raises(ValueError, match="could not be read as tensors alone"):
             from_ijepa(path)

@@ -87,6 +87,9 @@ class TestToTimm:
         assert tuple(data["mean"]) == (0.4, 0.5, 0.6) and tuple(data["std"]) == (0.2, 0.3, 0.25)
         assert tuple(data["input_size"]) == (3, 32, 32) and data["interpolation"] == "bicubic"
         assert json.loads((tmp_path / "theirs" / "config.json").read_text())["label_names"] == list(labels.values())
+        for vit in (to_timm(model), loaded):
+            back = from_timm(vit).config
+            assert back.id2label == labels and back.label2id == {"cat": 0, "dog": 1, "owl": 2}
 
     def test_what_timm_cannot_say_is_refused(self, make_model, tmp_path):
         with pytest.raises(ValueError, match="layer_norm_eps is 0.001, and timm can only save 1e-06"):

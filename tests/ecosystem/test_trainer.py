@@ -2,18 +2,19 @@
 """transformers' stock Trainer fine-tunes a checkpoint, as its run_image_classification.py does."""
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
     Trainer,
     TrainingArguments,
-    ViTImageProcessor,
 )
 
 from sparsejepa_hf import SparseJEPAConfig, SparseJEPAForPreTraining, SparseJEPAVisionModel
+from sparsejepa_hf.image_processing_sparsejepa import image_processor
 
 
 # Fine classes of CIFAR-100 that differ in colour: sea, forest, sunflower, orange.
@@ -28,17 +29,13 @@ def real_images(data_dir) -> dict[str, Dataset]:
         pytest.skip(f"no CIFAR-100 at {folder}")
     chosen = {}
     for split, count in (("train", 100), ("test", 50)):
-        files = sorted(map(str, folder.glob(f"{split}-*.parquet")))
-        data = load_dataset("parquet", data_files=files[:1], split="train").select_columns(["img", "fine_label"])
+        file = min(folder.glob(f"{split}-*.parquet"))
+        data = Dataset(pq.read_table(file, columns=["img", "fine_label"])).rename_column("img", "image")
         names = data.features["fine_label"].names
-        labels = np.array(data.with_format("numpy")["fine_label"])
+        labels = np.array(data["fine_label"])
         rows = np.concatenate([np.flatnonzero(labels == names.index(name))[:count] for name in CLASSES])
-        new_label = {names.index(name): number for number, name in enumerate(CLASSES)}
-        picked = data.select(rows)
-        images = [np.asarray(image.convert("RGB")) for image in picked["img"]]
-        chosen[split] = Dataset.from_dict(
-            {"image": images, "labels": [new_label[int(label)] for label in labels[rows]]}
-        )
+        new_labels = [CLASSES.index(names[label]) for label in labels[rows]]
+        chosen[split] = data.select_columns("image").select(rows).add_column("labels", new_labels)
     return chosen
 
 
@@ -57,7 +54,7 @@ def checkpoint(tmp_path_factory):
     )
     torch.manual_seed(0)
     SparseJEPAForPreTraining(config).save_pretrained(folder)
-    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    image_processor(config.image_sides).save_pretrained(folder)
     return folder
 
 
@@ -70,8 +67,7 @@ def test_fine_tuning_on_real_images(real_images, checkpoint, tmp_path):
     processor = AutoImageProcessor.from_pretrained(checkpoint)
 
     def prepare(batch):
-        images = [np.asarray(image, dtype=np.uint8) for image in batch["image"]]
-        return {**processor(images, return_tensors="pt"), "labels": batch["labels"]}
+        return {**processor(batch["image"], return_tensors="pt"), "labels": batch["labels"]}
 
     def accuracy(prediction):
         return {"accuracy": (prediction.predictions.argmax(-1) == prediction.label_ids).mean().item()}

@@ -57,8 +57,8 @@ if not trust["trust_remote_code"]:
 import torch
 from huggingface_hub import snapshot_download
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
-from transformers import pipeline
+from transformers import AutoBackbone, AutoImageProcessor, AutoModel, AutoModelForImageClassification
+from transformers import AutoModelForPreTraining, pipeline
 
 inputs, secret = torch.load(folder / "inputs.pt"), (folder / "token.txt").read_text()
 tensors = {}
@@ -85,6 +85,8 @@ with torch.no_grad():
     tensors["loss"] = AutoModelForPreTraining.from_pretrained("alice/pretraining", **trust)(**inputs).loss
     classifier = AutoModelForImageClassification.from_pretrained("alice/classifier", **trust)
     tensors["logits"] = classifier(inputs["pixel_values"]).logits
+    backbone = AutoBackbone.from_pretrained("alice/pretraining", out_indices=[0, 2], **trust)
+    tensors["stem"], tensors["map"] = backbone(inputs["pixel_values"]).feature_maps
 
 image = Image.open(folder / "image.png")
 extract = pipeline(model="alice/pretraining", **trust)
@@ -188,6 +190,13 @@ class TestLoading:
         with torch.no_grad():
             assert torch.equal(tensors["loss"], models["pretraining"](make_images(), **make_masks()).loss)
             assert torch.equal(tensors["logits"], models["classifier"](make_images()).logits)
+
+    def test_maps_are_those_of_the_layers_asked_for(self, loaded, models, make_images):
+        encoder, tensors = models["pretraining"].sparsejepa.target_encoder, loaded[1]
+        with torch.no_grad():
+            layers = encoder.layernorm(encoder.embeddings(make_images())), encoder(make_images())
+        for found, expected in zip((tensors["stem"], tensors["map"]), layers, strict=True):
+            torch.testing.assert_close(found.flatten(2).transpose(1, 2), expected)
 
     def test_a_subfolder_serves_those_who_have_the_package(self, loaded, models, make_images):
         """transformers looks for a repository's code at its root alone."""

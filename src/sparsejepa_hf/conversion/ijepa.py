@@ -2,6 +2,7 @@
 """transformers' I-JEPA in both directions, and checkpoints of I-JEPA's original code."""
 
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,6 +49,8 @@ _SHARED = (
     "qkv_bias",
 )
 _LABELS = ("id2label", "label2id", "problem_type")
+# Of files of I-JEPA's original code, in which nobody names a repository.
+_SUFFIXES = (".tar", ".pth", ".pt")
 
 
 def to_ijepa(
@@ -95,8 +98,9 @@ def export_encoder(
 
     `AutoModel`, `AutoModelForImageClassification` (of a classifier) and pipelines load the folder in vanilla
     transformers. The image processor is transformers' `ViTImageProcessor`: bicubic, short side to the model's, centre
-    crop, mean and standard deviation of the checkpoint's. It does not turn images by their EXIF orientation, and it
-    clips 16-bit images. The model card takes over what the checkpoint's says. See [`to_ijepa`] for what is equal.
+    crop, mean and standard deviation of the checkpoint's. It does not turn images by their EXIF orientation, it clips
+    16-bit images, and it makes no other number of channels. The model card takes over what the checkpoint's says. See
+    [`to_ijepa`] for what is equal.
 
     Args:
         source: a model of this family, or the folder or Hub name of its checkpoint.
@@ -157,6 +161,8 @@ def from_ijepa(
             positions were learned; or weights are damaged or pickled.
         OSError: there is no such checkpoint.
     """
+    if isinstance(source, (str, Path)) and Path(source).suffix in _SUFFIXES and not Path(source).exists():
+        raise FileNotFoundError(f"There is no file {str(source)!r}; expected a checkpoint of I-JEPA's code.")
     if isinstance(source, (str, Path)) and Path(source).is_file():
         states, has_predictor = _read_original(Path(source))
         fields, layout = fields_from_shapes(states["target"], overrides), "timm"
@@ -189,9 +195,12 @@ def _read_original(path: Path) -> tuple[dict[str, dict[str, Tensor]], bool]:
         # Checkpoints hold the optimizer too, several times the weights; mapped, it is not read.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        # Before the reason, torch recommends to unpickle all of it.
+        told = re.search(r"(Unsupported|Trying to load) .+", str(error))
+        reason = told[0] if told else str(error).splitlines()[0]
         raise ValueError(
-            f"{str(path)!r} could not be read as tensors alone ({str(error).splitlines()[0]}). Expected a complete "
-            "checkpoint of I-JEPA's code; nothing else in it is unpickled."
+            f"{str(path)!r} could not be read as tensors alone ({reason}). Expected a complete checkpoint of I-JEPA's "
+            "code; nothing else in it is unpickled."
         ) from error
     parts = {"context": "encoder", "target": "target_encoder"}
     found = {side: content[part] for side, part in parts.items() if isinstance(content, Mapping) and part in content}
@@ -230,7 +239,7 @@ def _plain_processor(config: IJepaConfig, mean: list[float], std: list[float]) -
     size = config.image_size
     height, width = (size, size) if isinstance(size, int) else size
     return ViTImageProcessor(
-        # A stock processor knows grey and RGB images; others are given as arrays.
+        # It converts to RGB alone; other images have to be given with as many channels as the model takes.
         do_convert_rgb=config.num_channels == 3,
         size={"shortest_edge": height} if height == width else {"height": height, "width": width},
         resample=PILImageResampling.BICUBIC,

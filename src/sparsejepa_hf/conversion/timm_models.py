@@ -132,6 +132,8 @@ def to_timm(
         "first_conv": "patch_embed.proj",
         "classifier": "head",
     }
+    labels = {"label_names": list(config.id2label.values())} if "head.weight" in state else {}
+    described |= labels
     if folder is not None:
         described["mean"], described["std"] = pixel_statistics(source, config.num_channels, revision)
     # Any name of this architecture would do.
@@ -141,7 +143,6 @@ def to_timm(
             module.eps = config.layer_norm_eps
     converted.to(model.dtype).eval().load_state_dict(state)
     if folder is not None:
-        labels = {"label_names": list(config.id2label.values())} if "head.weight" in state else {}
         save_for_hf(converted, str(folder), model_config=labels, model_args=arguments, safe_serialization=True)
     return converted
 
@@ -163,12 +164,18 @@ def _fields_of(module: Any) -> dict[str, Any]:
         raise ValueError(f"The blocks are of the kind {type(block).__name__}; expected timm's Block.")
     points = torch.linspace(-3, 3, 61)
     names = (name for name in _ACTIVATIONS.values() if torch.allclose(ACT2FN[name](points), block.mlp.act(points)))
-    return {
+    fields = {
         "num_attention_heads": block.attn.num_heads,
         "layer_norm_eps": block.norm1.eps,
         "hidden_act": next(names, "gelu"),
         "image_size": list(module.patch_embed.img_size),
     }
+    classes = getattr(module, "pretrained_cfg", {}).get("label_names")
+    # timm may also name some classes only, by number.
+    if isinstance(classes, (list, tuple)) and len(classes) == module.num_classes:
+        fields["id2label"] = dict(enumerate(classes))
+        fields["label2id"] = {name: number for number, name in enumerate(classes)}
+    return fields
 
 
 @torch.no_grad()
