@@ -117,9 +117,10 @@ def export_encoder(
     mean, std = pixel_statistics(source, model.config.num_channels, revision)
     model.save_pretrained(folder)
     _plain_processor(model.config, mean, std).save_pretrained(folder)
-    in_memory = isinstance(source, PreTrainedModel)
-    config = source.config if in_memory else SparseJEPAConfig.from_pretrained(source, revision=revision)
-    base_model = None if in_memory else source
+    if isinstance(source, PreTrainedModel):
+        config, base_model = source.config, None
+    else:
+        config, base_model = SparseJEPAConfig.from_pretrained(source, revision=revision), source
     write_model_card(folder, kind="export", config=config, base_model=base_model, revision=revision)
     return Path(folder)
 
