@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -27,7 +26,6 @@ from sparsejepa_hf.modeling_sparsejepa import (
     SparseJEPAVisionModel,
     sincos_position_embeddings,
 )
-from sparsejepa_hf.publishing import write_model_card
 from sparsejepa_hf.training import image_processor
 
 
@@ -277,15 +275,6 @@ class TestExportEncoder:
             assert not [file for file in files if file.endswith((".py", ".bin"))]
             for file in ("config.json", "preprocessor_config.json"):
                 assert "auto_map" not in json.loads((work / name / file).read_text())
-
-    def test_it_has_a_card_that_knows_what_the_checkpoint_s_knows(self, make_model, tmp_path):
-        model = make_model(SparseJEPAForPreTraining)
-        model.save_pretrained(tmp_path / "own")
-        write_model_card(tmp_path / "own", kind="pretraining", config=model.config, dataset="a/b", license="mit")
-        for source, data in ((tmp_path / "own", ["a/b"]), (model, None)):
-            card = ModelCard.load(export_encoder(source, tmp_path / "out") / "README.md")
-            assert card.data.datasets == data and card.data.license == ("mit" if data else None)
-            assert "`IJepaModel`" in card.text and "trust_remote_code" not in card.text
 
     def test_without_an_image_processor_it_says_so(self, encoder, tmp_path, hear_warnings):
         folder = export_encoder(encoder, tmp_path / "new" / "folder")

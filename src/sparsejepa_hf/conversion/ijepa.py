@@ -23,9 +23,7 @@ from transformers import (
 from transformers.image_utils import PILImageResampling
 from transformers.utils import logging
 
-from ..configuration_sparsejepa import SparseJEPAConfig
 from ..modeling_sparsejepa import SparseJEPAForPreTraining, SparseJEPAModel, SparseJEPAPreTrainedModel
-from ..publishing import write_model_card
 from .layouts import clean_names, encoder_weights, to_layout
 from .models import build_model, fields_from_shapes, load_source, pixel_statistics, refuse_own_folder
 
@@ -96,8 +94,7 @@ def export_encoder(
     `AutoModel`, `AutoModelForImageClassification` (of a classifier) and pipelines load the folder in vanilla
     transformers. The image processor is transformers' `ViTImageProcessor`: bicubic, short side to the model's, centre
     crop, mean and standard deviation of the checkpoint's. It does not turn images by their EXIF orientation, and it
-    clips 16-bit images. A model card is written too, which takes over what the checkpoint's says of data and training.
-    See [`to_ijepa`] for what is equal.
+    clips 16-bit images. See [`to_ijepa`] for what is equal.
 
     Args:
         source: a model of this family, or the folder or Hub name of its checkpoint.
@@ -117,11 +114,6 @@ def export_encoder(
     mean, std = pixel_statistics(source, model.config.num_channels, revision)
     model.save_pretrained(folder)
     _plain_processor(model.config, mean, std).save_pretrained(folder)
-    if isinstance(source, PreTrainedModel):
-        config, base_model = source.config, None
-    else:
-        config, base_model = SparseJEPAConfig.from_pretrained(source, revision=revision), source
-    write_model_card(folder, kind="export", config=config, base_model=base_model, revision=revision)
     return Path(folder)
 
 
