@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, IJepaModel
 
+from sparsejepa_hf import commands
 from sparsejepa_hf.commands import export
 from sparsejepa_hf.modeling_sparsejepa import SparseJEPAVisionModel
 from sparsejepa_hf.training import image_processor
@@ -87,3 +88,10 @@ def test_nothing_is_overwritten(checkpoint, tmp_path):
     for place in (tmp_path / "mine", tmp_path / "mine" / "file"):
         with pytest.raises(FileExistsError, match="exists already; choose another place"):
             export.main([checkpoint, str(place), "--to", "encoder"])
+
+
+@pytest.mark.parametrize("kind", ["encoder", "timm", "onnx", "endpoint"])
+def test_a_checkpoint_that_is_not_there_is_said_in_a_sentence(kind, tmp_path):
+    with pytest.raises(SystemExit, match="^sparsejepa export: .*nowhere', where no model was found"):
+        commands.main(["export", str(tmp_path / "nowhere"), str(tmp_path / "out"), "--to", kind])
+    assert not list(tmp_path.iterdir())

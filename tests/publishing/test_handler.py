@@ -163,7 +163,9 @@ def test_a_checkpoint_without_groups_has_features_alone(make_folder, model_class
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        ({}, "Image 0 is a NoneType; expected the base64 text"),
+        ({}, "The request has no inputs"),
+        (TEXTS, "The request has no inputs"),
+        ({"inputs": None}, "Image 0 is a NoneType; expected the base64 text"),
         ({"inputs": []}, "The request has 0 images; expected 1 to 64"),
         ({"inputs": [TEXTS[0], {"bytes": TEXTS[0]}]}, "Image 1 is a dict"),
         ({"inputs": TEXTS[:1] * 65}, "The request has 65 images"),

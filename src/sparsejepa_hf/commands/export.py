@@ -12,6 +12,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..configuration_sparsejepa import SparseJEPAConfig
+from ..training import read_config
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Writes one export, and says where it is."""
@@ -19,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     output = Path(own.output)
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
         raise FileExistsError(f"{output} exists already; choose another place, or delete it.")
+    config = read_config(own.checkpoint)
     # Each needs libraries that the others do not.
     if own.to == "encoder":
         from ..conversion import export_encoder
@@ -34,18 +38,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         output.parent.mkdir(parents=True, exist_ok=True)
         export_onnx(own.checkpoint, output)
     else:
-        _write_endpoint(own.checkpoint, output)
+        _write_endpoint(own.checkpoint, config, output)
     print(f"Written: {output}")
 
 
-def _write_endpoint(checkpoint: str, folder: Path) -> None:
+def _write_endpoint(checkpoint: str, config: SparseJEPAConfig, folder: Path) -> None:
     from transformers import AutoImageProcessor
 
     from .. import modeling_sparsejepa
     from ..publishing import write_handler
-    from ..training import read_config
 
-    model_class = getattr(modeling_sparsejepa, (read_config(checkpoint).architectures or ["SparseJEPAModel"])[0])
+    model_class = getattr(modeling_sparsejepa, (config.architectures or ["SparseJEPAModel"])[0])
     # Both first: a checkpoint without a processor leaves no half of an export.
     model, processor = model_class.from_pretrained(checkpoint), AutoImageProcessor.from_pretrained(checkpoint)
     model.save_pretrained(folder)

@@ -76,8 +76,10 @@ class EndpointHandler:
         Raises:
             ValueError: the request is not one, is too large, or has an image that cannot be read.
         """
+        if not isinstance(data, dict) or "inputs" not in data:
+            raise ValueError('The request has no inputs; expected {"inputs": the base64 text of an image file}.')
         task, option = self._read_parameters(data.get("parameters") or {})
-        inputs = data.get("inputs")
+        inputs = data["inputs"]
         images = _read_images(inputs if isinstance(inputs, (list, tuple)) else [inputs])
         pixels = self.processor(images, do_convert_rgb=True, return_tensors="pt")["pixel_values"]
         with torch.inference_mode():

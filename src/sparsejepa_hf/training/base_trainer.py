@@ -396,9 +396,9 @@ class ImageTrainer(Trainer):
             # A pickle that nothing reads.
             Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+    def init_hf_repo(self, token: str | None = None, **kwargs: Any) -> None:
         """As in `Trainer`, and with the branch `hub_revision`: else a push to a new one would fail after training."""
-        super().init_hf_repo(token, private)
+        super().init_hf_repo(token, **kwargs)
         if self.args.hub_revision is not None and self.is_world_process_zero():
             token = token or self.args.hub_token
             HfApi().create_branch(self.hub_model_id, branch=self.args.hub_revision, token=token, exist_ok=True)

@@ -206,7 +206,10 @@ def parse_options(
     parser.set_defaults(**flagless)
     # transformers would write into a folder of its own choice.
     parser._option_string_actions["--output_dir"].required = True
-    return parser.parse_args_into_dataclasses([*from_file, *words])
+    *parsed, unknown = parser.parse_args_into_dataclasses([*from_file, *words], return_remaining_strings=True)
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}; --help lists all")
+    return tuple(parsed)
 
 
 def _find_recipe(name: str) -> Path:
