@@ -1077,7 +1077,7 @@ class SparseJEPABackbone(BackboneMixin, SparseJEPAPreTrainedModel):
     @filter_output_hidden_states
     def forward(self, pixel_values: Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
         """(B, C, H, W) -> `feature_maps`, one (B, D, rows, columns) a layer asked for, through the final norm."""
-        outputs = self.sparsejepa(pixel_values, interpolate_pos_encoding=True, **kwargs)
+        outputs = self.sparsejepa(pixel_values, **{**kwargs, "interpolate_pos_encoding": True})
         rows = pixel_values.shape[2] // self.config.patch_sides[0]
         norm = self.sparsejepa.target_encoder.layernorm
         maps = tuple(

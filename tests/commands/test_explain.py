@@ -40,7 +40,7 @@ def test_a_checkpoint_gives_a_page_figures_and_numbers(tmp_path, capsys):
 def test_what_is_no_sparsejepa_is_said(checkpoint, tmp_path, capsys):
     flags = ["--dataset", "synthetic-scenes", "--max_examples", "20", "--report", str(tmp_path / "page.html")]
     if checkpoint == "nowhere":
-        with pytest.raises(SystemExit, match="There is no folder .*nowhere"):
+        with pytest.raises(FileNotFoundError, match="There is no folder .*nowhere"):
             explain.main([str(tmp_path / checkpoint), *flags])
     else:
         explain.main([str(MODELS / checkpoint), *flags])

@@ -18,7 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import IJepaConfig, IJepaForImageClassification, IJepaModel
+from transformers import (
+    AutoImageProcessor,
+    IJepaConfig,
+    IJepaForImageClassification,
+    IJepaModel,
+    ViTImageProcessor,
+)
 
 from sparsejepa_hf.conversion import export_encoder, from_ijepa, to_ijepa, to_timm
 from sparsejepa_hf.modeling_sparsejepa import (
@@ -291,6 +297,25 @@ class TestExportEncoder:
         folder = export_encoder(encoder, tmp_path / "new" / "folder")
         assert "taken as 0.5" in hear_warnings.text
         assert json.loads((folder / "preprocessor_config.json").read_text())["image_mean"] == [0.5] * 3
+
+    def test_the_exported_processor_computes_what_the_checkpoint_s_does(self, encoder, tmp_path):
+        image = Image.fromarray(np.arange(32 * 32 * 3, dtype=np.uint8).reshape(32, 32, 3))
+        for place, options in enumerate(
+            ({"do_normalize": False}, {"rescale_factor": 1 / 127.5}, {"do_rescale": False})
+        ):
+            source = tmp_path / f"source{place}"
+            encoder.save_pretrained(source)
+            own = ViTImageProcessor(size={"height": 32, "width": 32}, **options)
+            own.save_pretrained(source)
+            exported = AutoImageProcessor.from_pretrained(export_encoder(source, tmp_path / f"plain{place}"))
+            pixels = [processor(image, return_tensors="pt").pixel_values for processor in (own, exported)]
+            torch.testing.assert_close(*pixels, atol=1e-4, rtol=1e-5)
+
+    def test_a_damaged_image_processor_is_told(self, encoder, tmp_path):
+        encoder.save_pretrained(tmp_path / "source")
+        (tmp_path / "source" / "preprocessor_config.json").write_text("{")
+        with pytest.raises(OSError, match="not a valid JSON"):
+            export_encoder(tmp_path / "source", tmp_path / "plain")
 
     def test_an_image_processor_of_other_channels_is_refused(self, make_model, tmp_path):
         make_model(SparseJEPAVisionModel, num_channels=1).save_pretrained(tmp_path / "grey")

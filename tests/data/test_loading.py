@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from sparsejepa_hf.data import (
     align_classes,
+    build_image_dataset,
     build_scenes,
     find_image_column,
     find_label_column,
@@ -429,6 +430,13 @@ class TestNothingThere:
         with pytest.raises(ValueError, match="mixes files for imagefolder and parquet"):
             load(tmp_path / "mixed")
         assert levels_of(load(str(tmp_path / "mixed" / "*.parquet"))) == [1]
+
+    def test_a_transform_is_not_dropped_in_silence(self, load):
+        transformed = table([1]).with_transform(lambda batch: {"pixel_values": batch["image"]})
+        for take in (load, lambda data: build_image_dataset(data, 4)):
+            with pytest.raises(ValueError, match="has a transform .* would not be applied"):
+                take(transformed)
+        assert len(load(transformed.with_format(None))) == 1
 
     def test_patterns_and_types(self, tmp_path, load):
         with pytest.raises(FileNotFoundError, match="No file matches the pattern"):

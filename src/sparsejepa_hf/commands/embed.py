@@ -39,6 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         output = output / f"{own.split.partition('[')[0]}.parquet"
     if output.exists() and not own.overwrite:
         raise FileExistsError(f"The file {output} exists; choose another --output, or pass --overwrite.")
+    # Before the work, not after it.
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"No folder {output.parent} can be made for --output ({error}); choose another place."
+        ) from error
     encoder = load_encoder(
         own.checkpoint,
         encoder=own.encoder,
@@ -89,7 +96,6 @@ def write_parquet(features: FeatureSet, dataset: datasets.Dataset, path: Path) -
     columns |= {"label": dataset.features["label"]} if "label" in dataset.features else {}
     columns |= {kind: features.table.features[kind] for kind in features}
     schema = datasets.Features(columns).arrow_schema
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
         with pq.ParquetWriter(partial, schema) as writer:

@@ -14,9 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets.exceptions import DatasetsError
-from safetensors import SafetensorError
-
 from ..data import load_image_dataset
 from ..evaluation import VisionEncoder, load_encoder
 from ..interpret import EXTRA_COLUMNS, explain
@@ -25,15 +22,8 @@ from ..records import provenance, write_record
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Explains a checkpoint; what cannot be loaded ends it with a sentence."""
-    try:
-        run(parse(arguments))
-    except (OSError, ValueError, DatasetsError, SafetensorError) as error:
-        raise SystemExit(f"The groups cannot be explained. {error}") from error
-
-
-def run(own: argparse.Namespace) -> None:
     """Explains a checkpoint, and writes the page and what else was asked for."""
+    own = parse(arguments)
     origin = provenance()
     folder = Path(own.checkpoint) if Path(own.checkpoint).is_dir() else Path("runs") / Path(own.checkpoint).name
     report = Path(own.report or folder / "groups.html")

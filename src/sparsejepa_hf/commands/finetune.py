@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     if trainer.is_world_process_zero():
         write_options(folder, model_args, data_args, training_args, name="finetuning_options.yaml")
     # Remembered, for the cards of steps that are pushed.
-    trainer.create_model_card(dataset=data_args.dataset, finetuned_from=checkpoint, origin=origin)
+    trainer.describe_run(dataset=data_args.dataset, finetuned_from=checkpoint, origin=origin)
 
     output = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     trainer.save_run()

@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     if trainer.is_world_process_zero():
         write_options(training_args.output_dir, model_args, data_args, training_args)
     # Remembered, for the cards of steps that are pushed.
-    trainer.create_model_card(dataset=data_args.dataset, split=data_args.eval_split, origin=origin)
+    trainer.describe_run(dataset=data_args.dataset, split=data_args.eval_split, origin=origin)
 
     compares = data_args.probe and data.bank is not None
     comparison = compare_features(trainer, data, "untrained", with_pixels=True) if compares else {}

@@ -84,7 +84,16 @@ def to_ijepa(
     if is_classifier:
         state = {name if name.startswith("classifier.") else f"ijepa.{name}": state[name] for name in state}
     model_class = IJepaForImageClassification if is_classifier else IJepaModel
-    return model_class.from_pretrained(None, config=IJepaConfig(**fields), state_dict=state, dtype=model.dtype)
+    converted, info = model_class.from_pretrained(
+        None, config=IJepaConfig(**fields), state_dict=state, dtype=model.dtype, output_loading_info=True
+    )
+    # transformers renames what its files hold; should that end, nothing may stay random.
+    if lost := sorted({*info["missing_keys"], *info["unexpected_keys"]}):
+        raise ValueError(
+            f"This version of transformers does not know {len(lost)} of the names that its I-JEPA files have, such as "
+            f"{lost[0]!r}. Convert with another version, and report it."
+        )
+    return converted
 
 
 def export_encoder(

@@ -1,7 +1,6 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """The side of this family: checkpoints to convert are opened, and models are built for what is converted."""
 
-import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import ViTImageProcessor
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
 from ..configuration_sparsejepa import SparseJEPAConfig
 from ..modeling_sparsejepa import (
@@ -161,22 +160,31 @@ def refuse_own_folder(source: Any, folder: str | Path) -> None:
 
 
 def pixel_statistics(source: Any, num_channels: int, revision: str) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel by the checkpoint's image processor; 0.5 without one.
+    """Mean and standard deviation of each channel, of pixels from 0 to 1, by the checkpoint's image processor; 0.5
+    without one.
 
     Raises:
         ValueError: the image processor is for another number of channels.
     """
     stated: dict[str, Any] = {}
-    if not isinstance(source, nn.Module):
-        with contextlib.suppress(OSError):
-            stated, _ = ViTImageProcessor.get_image_processor_dict(source, revision=revision)
+    options: dict[str, Any] = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
+    if not isinstance(source, nn.Module) and cached_file(source, "preprocessor_config.json", **options):
+        stated, _ = ViTImageProcessor.get_image_processor_dict(source, revision=revision)
+    if stated and not stated.get("do_normalize", True):
+        stated |= {"image_mean": [0.0] * num_channels, "image_std": [1.0] * num_channels}
+    # (x · factor - mean) / std, said in terms of x / 255.
+    factor = 255 * (stated.get("rescale_factor", 1 / 255) if stated.get("do_rescale", True) else 1.0)
     if "image_mean" not in stated or "image_std" not in stated:
         stated = {}
         logger.warning(
             "The model given does not say how images are normalised; mean and standard deviation are taken as 0.5. "
             "Save its image processor beside it, or change the exported one."
         )
-    mean, std = (list(map(float, stated.get(key, [0.5] * num_channels))) for key in ("image_mean", "image_std"))
+        factor = 1.0
+    mean, std = (
+        [float(value) / factor for value in stated.get(key, [0.5] * num_channels)]
+        for key in ("image_mean", "image_std")
+    )
     if not len(mean) == len(std) == num_channels:
         raise ValueError(
             f"The image processor has the mean {mean} and the standard deviation {std}; expected {num_channels} "

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .images import UndecodableImageError, resize_to_square, to_rgb
+from .loading import refuse_transform
 
 
 CACHE_LIMIT_BYTES = 2 * 1024**3
@@ -482,6 +483,7 @@ def undecoded(dataset: Any) -> Any:
             f"The data set given has the columns {dataset.column_names}; expected one named 'image'. Load it with "
             "load_image_dataset."
         )
+    refuse_transform(dataset)
     # Decoding inside `datasets` would stop at the first damaged image.
     return dataset.with_format(None).cast_column("image", datasets.Image(decode=False))
 

@@ -378,10 +378,21 @@ def _load_from_hub(source: str, split: str, name: str | None, options: dict[str,
         ) from error
 
 
+def refuse_transform(dataset: AnyDataset) -> None:
+    """Raises a ValueError for a data set of `with_transform`: images are decoded here anew, past the transform."""
+    if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
+        raise ValueError(
+            "The data set given has a transform (with_transform, set_transform), which would not be applied here. If "
+            "it makes 'pixel_values', give the data set to the trainer itself; else make the images by map, or take "
+            "the transform off by with_format(None)."
+        )
+
+
 def _select_columns(
     dataset: AnyDataset, image_column: str | None, label_column: str | None, extra_columns: Sequence[str]
 ) -> AnyDataset:
     """The columns `image`, `label` if any, and extra ones. No image is decoded: writing it again could lose detail."""
+    refuse_transform(dataset)
     dataset, is_stream = dataset.with_format(None), isinstance(dataset, IterableDataset)
     features = dataset.features
     if features is None:

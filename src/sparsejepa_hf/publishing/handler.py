@@ -54,6 +54,12 @@ class EndpointHandler:
         config = AutoConfig.from_pretrained(path, trust_remote_code=True)
         self.processor = AutoImageProcessor.from_pretrained(path, trust_remote_code=True)
         auto_class = _CLASSES.get((config.architectures or [""])[0], AutoModel)
+        problem = getattr(config, "problem_type", None)
+        if auto_class is AutoModelForImageClassification and problem not in (None, "single_label_classification"):
+            raise ValueError(
+                f"The classifier's problem_type is {problem!r}; expected single_label_classification. Serve it with a "
+                "handler of your own, or take the features by AutoModel."
+            )
         model = auto_class.from_pretrained(path, trust_remote_code=True).eval()
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.encoder = getattr(model, "sparsejepa", model)
@@ -160,7 +166,9 @@ def _attempt(step: Callable[[], Any], place: int) -> Any:
     try:
         return step()
     except Exception as error:
+        # Without the address of an object, which PIL's sentence ends in.
+        reason = str(error).partition(" <")[0]
         raise ValueError(
-            f"Image {place} cannot be read ({error}); expected the base64 text of a complete image file: "
+            f"Image {place} cannot be read ({reason}); expected the base64 text of a complete image file: "
             f"{', '.join(_FORMATS)}."
         ) from error

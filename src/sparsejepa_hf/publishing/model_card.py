@@ -261,7 +261,7 @@ def _model_rows(config: PreTrainedConfig, kind: str, is_classifier: bool) -> dic
         f"{_sides(config.image_size)} pixels"
     }
     if is_classifier:
-        names = list(config.id2label.values())
+        names = [" ".join(str(name).split()) for name in config.id2label.values()]
         shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
         rows["classes"] = f"{len(names)}: {shown}"
     if kind != "pretraining" or not isinstance(config, SparseJEPAConfig):

@@ -1,6 +1,7 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """What pre-training and fine-tuning share of a Trainer: images, their places in a step, resuming, finite losses."""
 
+import inspect
 import math
 import shutil
 import tempfile
@@ -315,25 +316,20 @@ class ImageTrainer(Trainer):
 
     # ---- the model card ----
 
-    def create_model_card(
+    def describe_run(
         self,
-        language: str | None = None,
+        *,
         license: str | None = None,
-        *args: Any,
         dataset: str | list[str] | None = None,
         results: Mapping[str, Mapping[str, float]] | None = None,
         comparison: Mapping[str, Mapping[str, float]] | None = None,
         split: str | None = None,
         finetuned_from: str | None = None,
         origin: Mapping[str, Any] | None = None,
-        **kwargs: Any,
     ) -> None:
-        """Writes README.md, the model card, into the output folder, from the run itself.
-
-        What is given is remembered for later calls, such as `push_to_hub`'s.
+        """Remembers what the trainer cannot know of the run, for every model card that is written from here on.
 
         Args:
-            language: taken by `Trainer`'s method of this name, and not used, like `args` and `kwargs`.
             license: as the Hub calls it.
             dataset: the training data: ids on the Hub, names of built-in data, folders, or words for them.
             results: of fine-tuning: accuracies of this model, by split.
@@ -345,6 +341,19 @@ class ImageTrainer(Trainer):
         given = {"license": license, "dataset": dataset, "results": results or comparison, "split": split}
         given |= {"base_model": finetuned_from, "origin": origin}
         self._told = {**self._told, **{name: value for name, value in given.items() if value is not None}}
+
+    def create_model_card(
+        self, language: str | None = None, license: str | None = None, *args: Any, **kwargs: Any
+    ) -> None:
+        """Writes README.md, the model card, into the output folder, from the run itself.
+
+        Args:
+            language: taken by `Trainer`'s method of this name, and not used, like `args`.
+            license: as in [`describe_run`], which is given this and those of `kwargs` that it takes.
+            kwargs: of both methods.
+        """
+        known = inspect.signature(self.describe_run).parameters
+        self.describe_run(license=license, **{name: value for name, value in kwargs.items() if name in known})
         if self.is_world_process_zero():
             write_model_card(self.args.output_dir, kind=self.card_kind, config=self.model.config, **self.card_facts())
 
@@ -408,6 +417,10 @@ class ImageTrainer(Trainer):
         the background must not change meanwhile, as logs do."""
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
+        before = self.push_in_progress
+        if before is not None and not before.is_done() and not self.args.hub_always_push:
+            return
+        earlier = [] if before is None else list(before.jobs)
         output_dir = self.args.output_dir
         # A push of all that is in output_dir leaves out what begins with a low line.
         copy = tempfile.mkdtemp(prefix="_push-", dir=output_dir)
@@ -419,7 +432,7 @@ class ImageTrainer(Trainer):
             super()._push_from_checkpoint(checkpoint_folder)
         finally:
             self.args.output_dir = output_dir
-        jobs = list(self.push_in_progress.jobs)
+        jobs = [job for job in self.push_in_progress.jobs if job not in earlier]
 
         def end(job: Future) -> None:
             if job.exception() is not None:
