@@ -327,6 +327,20 @@ def stranger(folder, tmp_path_factory):
     return work, json.loads((work / "report.json").read_text()), torch.load(work / "tensors.pt")
 
 
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+def test_floats_between_0_and_1_need_no_rescaling(kind):
+    """The usual idiom after `ToTensor`; for 8-bit pixels the flag means what it means in transformers."""
+    processor = image_processor((32, 32), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32), dtype=np.uint8)
+    floats = kind((pixels / 255).astype(np.float32))
+    expected = processor(pixels, return_tensors="pt").pixel_values
+    for options in ({}, {"do_rescale": False}):
+        got = processor(floats, return_tensors="pt", input_data_format="channels_first", **options).pixel_values
+        torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
+    raw = processor(pixels, return_tensors="pt", do_rescale=False, do_normalize=False).pixel_values
+    assert torch.equal(raw[0].long(), torch.from_numpy(pixels).long())
+
+
 class TestWithoutThePackage:
     def test_the_pixels_are_those_of_training(self, stranger):
         work, report, tensors = stranger

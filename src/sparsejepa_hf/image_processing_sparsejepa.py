@@ -62,6 +62,12 @@ class SparseJEPAImageProcessor(PilBackend):
             side = self.size.shortest_edge
             self.crop_size = SizeDict(height=side or self.size.height, width=side or self.size.width)
 
+    def preprocess(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
+        """As in transformers; of floats `do_rescale=False` says what decoding finds by itself, a range from 0 to 1."""
+        if kwargs.get("do_rescale") is False and kwargs.get("do_convert_rgb", self.do_convert_rgb):
+            kwargs["do_rescale"] = _holds_floats(images)
+        return super().preprocess(images, *args, **kwargs)
+
     def fetch_images(self, images: Any) -> Any:
         """As in transformers, which knows texts and images alone; also bytes, paths, `datasets`' mappings and 2D."""
         if isinstance(images, (list, tuple)):
@@ -152,6 +158,13 @@ def image_processor(
         image_mean=list(image_mean),
         image_std=list(image_std),
     )
+
+
+def _holds_floats(images: Any) -> bool:
+    if isinstance(images, (list, tuple)):
+        return any(map(_holds_floats, images))
+    is_float = isinstance(images, torch.Tensor) and images.is_floating_point()
+    return is_float or (isinstance(images, np.ndarray) and np.issubdtype(images.dtype, np.floating))
 
 
 def _square(image: np.ndarray, side: int) -> np.ndarray:

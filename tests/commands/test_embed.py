@@ -29,7 +29,7 @@ def features_of(path, kind):
 def test_a_folder_s_features_lie_beside_their_paths_and_classes(images, checkpoint, tmp_path, capsys):
     output = tmp_path / "out" / "features.parquet"
     embed.main([checkpoint, "--dataset", str(images), "--output", str(output), "--feature_kinds", *KINDS])
-    assert f"Features of 60 of 60 images: {output}" in capsys.readouterr().out
+    assert f"Features of 60 of 60 images of test: {output}" in capsys.readouterr().out
     written = datasets.Dataset.from_parquet(str(output))
     expected = extract_feature_set(load_encoder(checkpoint), load_image_dataset(images), kinds=KINDS)
     for kind in KINDS:
@@ -48,7 +48,7 @@ def test_images_that_cannot_be_decoded_are_named_and_the_others_keep_their_rows(
     embed.main([checkpoint, "--dataset", str(folder), "--output", str(tmp_path / "features")])
     told = capsys.readouterr()
     assert told.err.count("Not decodable:") == 1 and f"Not decodable: {folder / '20.png'}" in told.err
-    assert "Features of 11 of 12 images, 1 could not be decoded and were left out" in told.out
+    assert "Features of 11 of 12 images of train, 1 could not be decoded and were left out" in told.out
     written = datasets.Dataset.from_parquet(str(tmp_path / "features" / "train.parquet"))
     paths = load_image_dataset(folder).cast_column("image", datasets.Image(decode=False))["image"]
     assert len(written) == 11 and all(paths[row["row"]]["path"] == row["path"] for row in written)

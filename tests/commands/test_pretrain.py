@@ -196,7 +196,7 @@ def test_a_file_alone_will_do_and_the_options_it_wrote_repeat_the_run_and_go_on(
     """To the bit: again from the options it wrote, and on from its last checkpoint."""
     main([str(recipe)])
     printed = capsys.readouterr().out
-    assert "Better than the untrained encoder by" in printed and str(tmp_path / "run") in printed
+    assert "Against the untrained encoder: " in printed and str(tmp_path / "run") in printed
     assert_complete(tmp_path / "run")
     first = safetensors.torch.load_file(tmp_path / "run" / "model.safetensors")
     options = str(tmp_path / "run" / "pretraining_options.yaml")
@@ -224,5 +224,5 @@ def test_it_runs_under_a_launcher_and_reports_once(recipe, tmp_path, launcher):
     command = [sys.executable, "-m", *launcher, "-m", "sparsejepa_hf", "pretrain", str(recipe), "--use_cpu", "true"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
-    assert done.stdout.count("Better than the untrained encoder") == 1
+    assert done.stdout.count("Against the untrained encoder") == 1
     assert_complete(tmp_path / "run")

@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         path = (dataset[row]["image"] or {}).get("path")
         print(f"Not decodable: {path or f'the image of row {row}'}", file=sys.stderr)
     count = f", {len(left_out):,} could not be decoded and were left out" if left_out else ""
-    print(f"Features of {len(features):,} of {len(dataset):,} images{count}: {output}")
+    print(f"Features of {len(features):,} of {len(dataset):,} images of {own.split}{count}: {output}")
 
 
 def write_parquet(features: FeatureSet, dataset: datasets.Dataset, path: Path) -> None:

@@ -89,7 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 def report(results: dict[str, Any]) -> None:
     """Prints where the classifier is and what it reaches."""
-    print(f"\nClassifier: {results['output_dir']}  (pipeline('image-classification', ...) loads it)")
+    print(
+        f"\nClassifier: {results['output_dir']}  (pipeline('image-classification', ..., trust_remote_code=True) loads it)"
+    )
     for part in ("validation", "test"):
         if results[part] is not None:
             numbers = ", ".join(f"{name} {value:.4g}" for name, value in results[part].items())

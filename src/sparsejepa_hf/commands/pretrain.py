@@ -99,7 +99,7 @@ def _for_this_machine() -> list[str]:
 
 def report(results: dict[str, Any]) -> None:
     """Prints where the checkpoint is and what pre-training was worth."""
-    print(f"\nCheckpoint: {results['output_dir']}  (AutoModel.from_pretrained loads it)")
+    print(f"\nCheckpoint: {results['output_dir']}  (AutoModel.from_pretrained(..., trust_remote_code=True) loads it)")
     comparison = results.get("comparison", {})
     if "trained" in comparison:
         print(f"{'Top-1 on held-out images':<26}{'kNN':>8}{'linear':>9}")
@@ -107,6 +107,4 @@ def report(results: dict[str, Any]) -> None:
             print(f"  {name:<24}{result['knn_accuracy']:>8.1%}{result['linear_accuracy']:>9.1%}")
         trained, untrained = comparison["trained"], comparison["untrained"]
         gains = [100 * (trained[key] - untrained[key]) for key in ("knn_accuracy", "linear_accuracy")]
-        print(
-            f"Better than the untrained encoder by {gains[0]:+.1f} points (kNN) and {gains[1]:+.1f} points (linear)."
-        )
+        print(f"Against the untrained encoder: {gains[0]:+.1f} points (kNN) and {gains[1]:+.1f} points (linear).")

@@ -201,7 +201,10 @@ def parse_options(
     flagless: dict[str, Any] = {}
     if words and not words[0].startswith("-"):
         from_file, flagless = _file_as_flags(_find_recipe(words.pop(0)), option_types)
-    usage = "%(prog)s [RECIPE] [--flag value ...]; a YAML file holds the flags below by name, and flags override it"
+    usage = (
+        "%(prog)s [RECIPE] [--flag value ...]; RECIPE is a YAML file, which holds the flags below by name, or one of "
+        f"{', '.join(RECIPES)}. Flags override it, and it overrides the defaults below"
+    )
     parser = HfArgumentParser(option_types, prog=program, allow_abbrev=False, usage=usage)
     parser.set_defaults(**flagless)
     # transformers would write into a folder of its own choice.
