@@ -29,7 +29,7 @@ def features_of(path, kind):
 def test_a_folder_s_features_lie_beside_their_paths_and_classes(images, checkpoint, tmp_path, capsys):
     output = tmp_path / "out" / "features.parquet"
     embed.main([checkpoint, "--dataset", str(images), "--output", str(output), "--feature_kinds", *KINDS])
-    assert f"Features of 60 of 60 images of test: {output}" in capsys.readouterr().out
+    assert f"Features of 60 of 60 images of train: {output}" in capsys.readouterr().out
     written = datasets.Dataset.from_parquet(str(output))
     expected = extract_feature_set(load_encoder(checkpoint), load_image_dataset(images), kinds=KINDS)
     for kind in KINDS:

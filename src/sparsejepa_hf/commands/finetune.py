@@ -89,9 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 def report(results: dict[str, Any]) -> None:
     """Prints where the classifier is and what it reaches."""
-    print(
-        f"\nClassifier: {results['output_dir']}  (pipeline('image-classification', ..., trust_remote_code=True) loads it)"
-    )
+    loads = "pipeline('image-classification', ..., trust_remote_code=True) loads it"
+    print(f"\nClassifier: {results['output_dir']}  ({loads})")
     for part in ("validation", "test"):
         if results[part] is not None:
             numbers = ", ".join(f"{name} {value:.4g}" for name, value in results[part].items())
