@@ -708,7 +708,7 @@ class SparseJEPAPreTrainedModel(PreTrainedModel):
         if completed:
             loading_info.missing_keys -= completed
             logger.warning(
-                f"The checkpoint has one encoder; {len(completed)} weights of the other start as a copy of it."
+                f"The checkpoint lacks {len(completed)} weights of one encoder; they start as a copy of the other's."
             )
 
     @classmethod

@@ -59,7 +59,6 @@ def test_stages_come_in_order_and_all_methods_before_the_next_seed(read):
     [
         ({"seeds": [0], "methods": {"a": {}}, "sedes": [1]}, "sedes"),
         ({"methods": {"a": {}}}, "seeds"),
-        ({"seeds": [0], "methods": {"a": {"no_such_option": 1}}}, "no_such_option"),
         ({"seeds": [0], "methods": {"a": {}, "b": {"num_groups": 5}}}, "does not divide"),
         ({"seeds": [0], "methods": {"a": {"max_steps": 4}}}, "max_steps"),
         ({"seeds": [0], "methods": {"a": {}}, "recipe": "nowhere.yaml"}, "nowhere.yaml"),
@@ -68,6 +67,12 @@ def test_stages_come_in_order_and_all_methods_before_the_next_seed(read):
 def test_what_cannot_be_run_is_refused(read, stage, message):
     with pytest.raises(ValueError, match=message):
         read(stage)
+
+
+def test_an_unknown_option_ends_it_as_an_unknown_flag_does(read, capsys):
+    with pytest.raises(SystemExit):
+        read({"seeds": [0], "methods": {"a": {"no_such_option": 1}}})
+    assert "no_such_option" in capsys.readouterr().err
 
 
 def test_a_failure_is_written_down_and_passed_and_only_what_is_not_finished_is_made(read, tmp_path, capsys):
