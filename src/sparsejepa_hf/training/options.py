@@ -75,37 +75,50 @@ class ModelArguments:
     """Which model to pre-train: a preset, and any field of [`SparseJEPAConfig`] that is to differ from it."""
 
     preset: str = field(default="vit-tiny", metadata={"help": f"One of {', '.join(PRESETS)}."})
-    hidden_size: int | None = None
-    num_hidden_layers: int | None = None
-    num_attention_heads: int | None = None
-    intermediate_size: int | None = None
-    hidden_act: str | None = None
-    hidden_dropout_prob: float | None = None
-    attention_probs_dropout_prob: float | None = None
-    initializer_range: float | None = None
-    layer_norm_eps: float | None = None
+    hidden_size: int | None = field(default=None, metadata={"help": "D, width of both encoders."})
+    num_hidden_layers: int | None = field(default=None, metadata={"help": "Depth of the encoders."})
+    num_attention_heads: int | None = field(default=None, metadata={"help": "Attention heads of the encoders."})
+    intermediate_size: int | None = field(default=None, metadata={"help": "Width of the encoders' MLPs."})
+    hidden_act: str | None = field(default=None, metadata={"help": "Activation, such as gelu."})
+    hidden_dropout_prob: float | None = field(default=None, metadata={"help": "Dropout in [0, 1)."})
+    attention_probs_dropout_prob: float | None = field(default=None, metadata={"help": "Attention dropout in [0, 1)."})
+    initializer_range: float | None = field(
+        default=None, metadata={"help": "Standard deviation of linear weights; default: Xavier."}
+    )
+    layer_norm_eps: float | None = field(default=None, metadata={"help": "Epsilon of every LayerNorm."})
     image_size: list[int] | None = field(default=None, metadata={"help": "Pixels: the side, or height and width."})
     patch_size: list[int] | None = field(default=None, metadata={"help": "Pixels: the side, or height and width."})
-    num_channels: int | None = None
-    qkv_bias: bool | None = None
-    predictor_type: str | None = None
-    predictor_hidden_size: int | None = None
-    predictor_num_hidden_layers: int | None = None
-    predictor_num_attention_heads: int | None = None
-    predictor_intermediate_size: int | None = None
+    num_channels: int | None = field(default=None, metadata={"help": "Image channels."})
+    qkv_bias: bool | None = field(default=None, metadata={"help": "Biases of query, key and value."})
+    predictor_type: str | None = field(default=None, metadata={"help": "transformer (I-JEPA's) or mlp (the paper's)."})
+    predictor_hidden_size: int | None = field(default=None, metadata={"help": "Width of the predictor."})
+    predictor_num_hidden_layers: int | None = field(default=None, metadata={"help": "Depth of the predictor."})
+    predictor_num_attention_heads: int | None = field(
+        default=None, metadata={"help": "Attention heads of the predictor."}
+    )
+    predictor_intermediate_size: int | None = field(
+        default=None, metadata={"help": "Width of its MLPs; default: four times the predictor's width."}
+    )
     use_grouping: bool | None = field(default=None, metadata={"help": "False: plain I-JEPA, whatever else is set."})
-    num_groups: int | None = None
-    num_latents: int | None = None
-    group_size: int | None = None
-    generator_hidden_size: int | None = None
-    variational: bool | None = None
-    latent_position: str | None = None
-    latent_residual: bool | None = None
-    loss_type: str | None = None
-    target_normalization: str | None = None
-    sparsity_weight: float | None = None
-    sparsity_mode: str | None = None
-    kl_weight: float | None = None
+    num_groups: int | None = field(default=None, metadata={"help": "G, groups; divides hidden_size."})
+    num_latents: int | None = field(default=None, metadata={"help": "K, latents."})
+    group_size: int | None = field(default=None, metadata={"help": "Width of a group's input."})
+    generator_hidden_size: int | None = field(default=None, metadata={"help": "Width of each group's generator."})
+    variational: bool | None = field(default=None, metadata={"help": "Latents with noise and a KL term."})
+    latent_position: str | None = field(
+        default=None, metadata={"help": "predictor (behind it) or encoder (before the predictor)."}
+    )
+    latent_residual: bool | None = field(default=None, metadata={"help": "A path around the groups."})
+    loss_type: str | None = field(default=None, metadata={"help": "smooth_l1 (I-JEPA) or mse (the paper)."})
+    target_normalization: str | None = field(default=None, metadata={"help": "layer_norm or none."})
+    sparsity_weight: float | None = field(
+        default=None,
+        metadata={"help": "Weight of the group lasso, on the scale of a column's gradient: 1e-4 to 1e-2."},
+    )
+    sparsity_mode: str | None = field(
+        default=None, metadata={"help": "proximal (exact zeros) or penalty (part of the loss)."}
+    )
+    kl_weight: float | None = field(default=None, metadata={"help": "Weight of the KL term."})
 
     def build_config(self) -> SparseJEPAConfig:
         """The configuration: the preset with whatever was given on top.
