@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from sparsejepa_hf.conversion import export_encoder, from_ijepa, to_ijepa, to_timm
+from sparsejepa_hf.data import build_image_dataset, build_scenes
 from sparsejepa_hf.modeling_sparsejepa import (
     SparseJEPAForImageClassification,
     SparseJEPAForPreTraining,
@@ -156,6 +157,17 @@ class TestToIJepa:
             own = model(images, interpolate_pos_encoding=True).last_hidden_state
             other = to_ijepa(model)(images, interpolate_pos_encoding=True).last_hidden_state
         assert 1e-3 < (own - other).abs().max() < 1.0
+
+    def test_a_trained_model_differs_at_twice_its_size_by_what_the_page_says(self):
+        model = SparseJEPAVisionModel.from_pretrained(
+            Path(__file__).parents[2] / "model_cards" / "sparsejepa-vit-micro-scenes"
+        )
+        scenes = build_image_dataset(build_scenes(32, style="textured", split="test", image_size=64), 64)
+        images = scenes.pixel_values / 127.5 - 1
+        with torch.no_grad():
+            own = model(images, interpolate_pos_encoding=True).last_hidden_state
+            other = to_ijepa(model)(images, interpolate_pos_encoding=True).last_hidden_state
+        assert 0.03 < (own - other).abs().max() < 0.15 and 0.9 < own.std() < 1.1
 
     @settings(max_examples=15)
     @given(
