@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import ViTImageProcessor
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
 
 from ..configuration_sparsejepa import SparseJEPAConfig
+from ..evaluation.encoders import find_processor, pixel_statistics_of
 from ..modeling_sparsejepa import (
     SparseJEPAForImageClassification,
     SparseJEPAForPreTraining,
@@ -166,25 +166,14 @@ def pixel_statistics(source: Any, num_channels: int, revision: str) -> tuple[lis
     Raises:
         ValueError: the image processor is for another number of channels.
     """
-    stated: dict[str, Any] = {}
-    options: dict[str, Any] = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
-    if not isinstance(source, nn.Module) and cached_file(source, "preprocessor_config.json", **options):
-        stated, _ = ViTImageProcessor.get_image_processor_dict(source, revision=revision)
-    if stated and not stated.get("do_normalize", True):
-        stated |= {"image_mean": [0.0] * num_channels, "image_std": [1.0] * num_channels}
-    # (x · factor - mean) / std, said in terms of x / 255.
-    factor = 255 * (stated.get("rescale_factor", 1 / 255) if stated.get("do_rescale", True) else 1.0)
-    if "image_mean" not in stated or "image_std" not in stated:
-        stated = {}
+    processor = None if isinstance(source, nn.Module) else find_processor(str(source), revision=revision)
+    if processor is None:
         logger.warning(
             "The model given does not say how images are normalised; mean and standard deviation are taken as 0.5. "
             "Save its image processor beside it, or change the exported one."
         )
-        factor = 1.0
-    mean, std = (
-        [float(value) / factor for value in stated.get(key, [0.5] * num_channels)]
-        for key in ("image_mean", "image_std")
-    )
+        return [0.5] * num_channels, [0.5] * num_channels
+    mean, std = pixel_statistics_of(processor, num_channels)
     if not len(mean) == len(std) == num_channels:
         raise ValueError(
             f"The image processor has the mean {mean} and the standard deviation {std}; expected {num_channels} "

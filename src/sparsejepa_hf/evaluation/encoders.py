@@ -498,23 +498,36 @@ def _timm_processing(model: TimmWrapperModel) -> dict[str, Any]:
     return {"image_mean": data["mean"], "image_std": data["std"], "image_size": size}
 
 
-def _read_processor(source: str, hub: dict[str, Any]) -> dict[str, Any]:
-    """`image_mean`, `image_std` and `image_size` by the checkpoint's image processor; empty without one."""
+def find_processor(source: str, **hub: Any) -> Any | None:
+    """The checkpoint's image processor, or None without one; `hub` is for `from_pretrained`."""
     options: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}
     options |= {"revision": hub["revision"]} if "revision" in hub else {}
     names = ("preprocessor_config.json", "processor_config.json")
     if not any(cached_file(source, name, **options) for name in names):
-        return {}
-    processor = AutoImageProcessor.from_pretrained(source, **hub)
+        return None
+    return AutoImageProcessor.from_pretrained(source, **hub)
+
+
+def pixel_statistics_of(processor: Any, num_channels: int = 3) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel that an image processor normalises pixels from 0 to 1 with.
+
+    Where it states one number, or does not normalise, it holds for `num_channels`.
+    """
     # (x · factor - mean) / std, said in terms of x / 255.
     factor = 255.0 * (processor.rescale_factor if processor.do_rescale else 1.0)
-    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
+    stated = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
+    mean, std = ([value] * num_channels if isinstance(value, (int, float)) else value for value in stated)
+    return [float(value) / factor for value in mean], [float(value) / factor for value in std]
+
+
+def _read_processor(source: str, hub: dict[str, Any]) -> dict[str, Any]:
+    """`image_mean`, `image_std` and `image_size` by the checkpoint's image processor; empty without one."""
+    processor = find_processor(source, **hub)
+    if processor is None:
+        return {}
+    mean, std = pixel_statistics_of(processor)
     size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
-    return {
-        "image_mean": [float(value) / factor for value in ([mean] * 3 if isinstance(mean, (int, float)) else mean)],
-        "image_std": [float(value) / factor for value in ([std] * 3 if isinstance(std, (int, float)) else std)],
-        "image_size": _side_of(size, source),
-    }
+    return {"image_mean": mean, "image_std": std, "image_size": _side_of(size, source)}
 
 
 def _side_of(size: Any, name: str) -> int | None:

@@ -11,11 +11,11 @@ from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import EvalPrediction, PreTrainedConfig
-from transformers.models.auto.image_processing_auto import get_image_processor_config
 from transformers.utils import logging
 
 from ..configuration_sparsejepa import SparseJEPAConfig
 from ..evaluation import classification_metrics
+from ..evaluation.encoders import find_processor, pixel_statistics_of
 from ..modeling_sparsejepa import SparseJEPAForImageClassification
 from .arguments import FineTuningArguments
 from .base_trainer import ImageTrainer
@@ -103,9 +103,9 @@ def pixel_statistics(
     checkpoint's image processor, else, with a warning, 0.5 and 0.5."""
     if image_mean is not None and image_std is not None:
         return image_mean, image_std
-    processor = get_image_processor_config(model_name_or_path)
-    if "image_mean" in processor and "image_std" in processor:
-        return processor["image_mean"], processor["image_std"]
+    processor = find_processor(str(model_name_or_path))
+    if processor is not None:
+        return pixel_statistics_of(processor)
     logger.warning(
         f"The checkpoint {str(model_name_or_path)!r} has no image processor, so images are normalised with mean and "
         "standard deviation 0.5. Give image_mean and image_std as in pre-training."
