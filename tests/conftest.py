@@ -78,6 +78,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
+def run_stranger() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs code in a process of its own, with caches of its own in the folder `work` and none of this one's settings.
+
+    An editable installation could put the package on any path: the code hides it by `sys.modules[...] = None`.
+    """
+
+    def run(code: str, *arguments: str | Path, work: Path) -> subprocess.CompletedProcess[str]:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_"))}
+        environment |= {"HF_HOME": str(work / "hf_home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def make_config() -> Callable[..., SparseJEPAConfig]:
     """Builds tiny configurations: an 8x8 grid, width 32, two layers; keyword arguments override."""
     return lambda **overrides: SparseJEPAConfig(**{**TINY, **overrides})

@@ -5,8 +5,6 @@ import ast
 import base64
 import io
 import json
-import os
-import subprocess
 import sys
 
 import numpy as np
@@ -308,22 +306,12 @@ def folder(model, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def stranger(folder, tmp_path_factory):
+def stranger(folder, run_stranger, tmp_path_factory):
     work = tmp_path_factory.mktemp("stranger")
     (work / "turned.png").write_bytes(rotated(6))
     draw_image("I;16", 50, 40).save(work / "deep.png")
     draw_image("RGBA", 40, 50).save(work / "clear.png")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment |= {"HF_HOME": str(work / "hf_home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", STRANGER, str(folder), str(work)],
-        cwd=work,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_stranger(STRANGER, folder, work, work=work)
     return work, json.loads((work / "report.json").read_text()), torch.load(work / "tensors.pt")
 
 

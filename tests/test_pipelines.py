@@ -2,9 +2,6 @@
 """transformers' pipelines on the folder of a checkpoint: as they are, with the package and without it."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -105,13 +102,9 @@ def test_nobody_is_asked_whether_to_trust_the_code_of_the_package(folders, monke
     assert not asked
 
 
-def test_they_work_where_the_package_is_not_installed(folders, paths, tmp_path):
+def test_they_work_where_the_package_is_not_installed(folders, paths, run_stranger, tmp_path):
     encoder, classifier = (str(folders[f"SparseJEPA{name}"]) for name in ("VisionModel", "ForImageClassification"))
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", WITHOUT_PACKAGE, encoder, classifier, paths[1]]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_stranger(WITHOUT_PACKAGE, encoder, classifier, paths[1], work=tmp_path)
     assert "MISSING" not in done.stdout + done.stderr
     (line,) = (line for line in done.stdout.splitlines() if line.startswith("FOUND "))
     features, entries = json.loads(line.removeprefix("FOUND "))

@@ -3,11 +3,7 @@
 
 import ast
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -94,31 +90,16 @@ with open(f"{work}/report.json", "w") as file:
 """
 
 
-def _run_stranger(folder: Path, work: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_"))}
-    environment |= {"HF_HOME": str(work / "hf_home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", STRANGER, str(folder), str(work)],
-        cwd=work,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    tensors = torch.load(work / "tensors.pt")
-    return json.loads((work / "report.json").read_text()), tensors
-
-
 @pytest.fixture(scope="module")
-def stranger(make_model, make_images, make_masks, tmp_path_factory):
+def stranger(make_model, make_images, make_masks, run_stranger, tmp_path_factory):
     """(model, inputs, its folder, the working folder, report, tensors) of one process without the package."""
     model = make_model(SparseJEPAForPreTraining, kl_weight=0.1, num_labels=3)
     folder, work = tmp_path_factory.mktemp("published"), tmp_path_factory.mktemp("stranger")
     model.save_pretrained(folder)
     inputs = {"pixel_values": make_images(), **make_masks()}
     torch.save(inputs, work / "inputs.pt")
-    report, tensors = _run_stranger(folder, work)
+    run_stranger(STRANGER, folder, work, work=work)
+    report, tensors = json.loads((work / "report.json").read_text()), torch.load(work / "tensors.pt")
     return model, inputs, folder, work, report, tensors
 
 

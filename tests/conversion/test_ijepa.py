@@ -5,8 +5,6 @@ import importlib
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +238,7 @@ class TestToIJepa:
 
 
 @pytest.fixture(scope="module")
-def vanilla(make_model, make_images, tmp_path_factory):
+def vanilla(make_model, make_images, tmp_path_factory, run_stranger):
     """(encoder, classifier, inputs, folder of the encoder, report, tensors) of a process without the package."""
     work, own = tmp_path_factory.mktemp("vanilla"), tmp_path_factory.mktemp("own")
     model = make_model(SparseJEPAForPreTraining)
@@ -255,11 +253,7 @@ def vanilla(make_model, make_images, tmp_path_factory):
     torch.save(pixels, work / "pixels.pt")
     image = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
     Image.fromarray(image).save(work / "image.png")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_"))}
-    environment |= {"HF_HOME": str(work / "hf_home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", VANILLA, str(work / "encoder"), str(work / "classifier"), str(work)]
-    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_stranger(VANILLA, work / "encoder", work / "classifier", work, work=work)
     report = json.loads((work / "report.json").read_text())
     return model, classifier, pixels, work, report, torch.load(work / "tensors.pt")
 

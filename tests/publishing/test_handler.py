@@ -5,10 +5,7 @@ import base64
 import importlib.util
 import io
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -207,7 +204,7 @@ def test_numbers_that_are_not_finite_are_no_answer(folder):
         handler({"inputs": TEXTS[0]})
 
 
-def test_it_serves_where_the_package_is_not_installed(folder, handler, tmp_path):
+def test_it_serves_where_the_package_is_not_installed(run_stranger, folder, handler, tmp_path):
     """With the code that the checkpoint carries, from a process that cannot import the package."""
     requests, empty = tmp_path / "requests", tmp_path / "elsewhere"
     requests.mkdir()
@@ -217,11 +214,7 @@ def test_it_serves_where_the_package_is_not_installed(folder, handler, tmp_path)
     (requests / "1.png").write_bytes(FILES[0])
     (requests / "2.json").write_text(json.dumps({"inputs": "no base64"}))
     hidden = "import sys; sys.modules['sparsejepa_hf'] = None\n"
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", hidden + CONTAINER, str(folder), str(requests)]
-    done = subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_stranger(hidden + CONTAINER, folder, requests, work=empty)
     answers = [json.loads(line.removeprefix("ANSWER ")) for line in done.stdout.splitlines() if "ANSWER" in line]
     assert np.allclose(answers[0], handler({"inputs": TEXTS, "parameters": parameters}), atol=1e-5)
     assert np.allclose(answers[1], handler({"inputs": TEXTS[0]}), atol=1e-5)
