@@ -97,6 +97,8 @@ def soak(plan: dict[str, float], threads: int, seed: int) -> dict[str, Any]:
             run.send_signal(signal.SIGTERM)
             code = run.wait(timeout=300)
         newest = newest_whole_checkpoint(f"{folder}/run")
+        if newest is None:
+            raise RuntimeError("The soak left no whole checkpoint.")
         steps = json.loads(Path(newest, "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
         results = Path(folder, "run", "pretraining_results.json").exists()
     return {
