@@ -399,8 +399,10 @@ def _lost(opened: Any, num_channels: int, value_range: ValueRange | None) -> str
     if opened.format not in ("PNG", "TIFF"):
         return None
     samples = opened.tag_v2.get(_SAMPLES_PER_PIXEL_TAG, 1) if opened.format == "TIFF" else 0
-    if samples > len(opened.getbands()) and num_channels not in (1, 3):
-        return f"PIL reads {len(opened.getbands())} of its {samples} channels"
+    bands = len(opened.getbands())
+    # RGB with one more is RGB to whoever asks for that.
+    if samples > bands and opened.mode != "P" and (bands < 3 or num_channels not in (1, 3)):
+        return f"PIL reads {bands} of its {samples} channels"
     if value_range is not None and opened.mode[0] not in "IF" and ";16" in repr(opened.tile):
         return "PIL reads 16-bit colours at 8 bits, to which no value_range applies: save it as TIFF or .npy"
     return None
