@@ -1,7 +1,7 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
-"""Any image that PIL can read, wherever it lies, as the 8-bit pixels of one shape that a run trains on."""
+"""Any image, wherever it lies, as the 8-bit pixels of one shape that a run trains on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,26 +9,43 @@ import fsspec  # type: ignore[import-untyped]
 import numpy as np
 from PIL import Image
 
-from ..image_decoding_sparsejepa import UndecodableImageError, fit_pixels, read_image, read_pixels
+from ..image_decoding_sparsejepa import (
+    UndecodableImageError,
+    ValueRange,
+    fit_pixels,
+    open_regular_file,
+    read_image,
+    read_pixels,
+)
 
 
-__all__ = ["PixelFormat", "UndecodableImageError", "resize_to_square", "sides_of", "to_rgb"]
+__all__ = ["PixelFormat", "UndecodableImageError", "open_file", "resize_to_square", "sides_of", "to_rgb"]
 
 
-def to_rgb(image: Any) -> Image.Image:
+def open_file(path: str, mode: str = "rb") -> Any:
+    """Opens a regular file on disk, or an fsspec address such as `zip://a.png::b.zip`."""
+    return fsspec.open(path, mode) if "://" in path else open_regular_file(path, mode)
+
+
+def to_rgb(
+    image: Any, value_range: ValueRange | None = None, open_file: Callable[[str, str], Any] = open_file
+) -> Image.Image:
     """Reads `image` as 8-bit RGB, by the rules of [`image_decoding_sparsejepa.read_image`].
 
     Args:
         image: whatever `read_image` takes; a path may also be an fsspec address such as `zip://a.png::b.zip`.
+        value_range: the raw values that become 0 and 255; None: the file's type decides.
+        open_file: called with a path and `"rb"`.
 
     Returns:
         A PIL image of mode RGB.
 
     Raises:
-        UndecodableImageError: `image` cannot be read: damaged, empty, missing, or with non-finite values.
+        UndecodableImageError: `image` cannot be read: damaged, empty, missing, too large, or with values that are
+            not finite or outside the range of their type.
         TypeError: `image` is of a type that `read_image` does not take.
     """
-    return read_image(image, open_file=_open_file)
+    return read_image(image, open_file=open_file, value_range=value_range)
 
 
 def resize_to_square(image: Image.Image, size: int) -> np.ndarray:
@@ -92,7 +109,7 @@ class PixelFormat:
         """C, height and width."""
         return self.num_channels, *sides_of(self.image_size)
 
-    def read(self, image: Any) -> np.ndarray:
+    def read(self, image: Any, open_file: Callable[[str, str], Any] = open_file) -> np.ndarray:
         """uint8 (C, height, width) of whatever [`image_decoding_sparsejepa.read_pixels`] takes, or an fsspec address.
 
         Raises:
@@ -101,7 +118,7 @@ class PixelFormat:
         if image is None:
             raise UndecodableImageError("The image is missing (null).")
         ends = None if self.value_range is None else (self.value_range[0], self.value_range[1])
-        pixels = read_pixels(image, self.num_channels, ends, _open_file)
+        pixels = read_pixels(image, self.num_channels, ends, open_file)
         return fit_pixels(pixels, sides_of(self.image_size))
 
     def try_read(self, image: Any) -> np.ndarray | UndecodableImageError:
@@ -110,8 +127,3 @@ class PixelFormat:
             return self.read(image)
         except UndecodableImageError as error:
             return error
-
-
-def _open_file(path: str, mode: str) -> Any:
-    # The file is read as a whole, so a buffer would only cost time.
-    return fsspec.open(path, mode) if "://" in path else open(path, mode, buffering=0)

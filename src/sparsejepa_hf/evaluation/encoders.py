@@ -452,9 +452,7 @@ def _context_only(model: PreTrainedModel, name: str) -> SparseJEPAVisionModel:
     return vision
 
 
-def _load_timm(
-    name: str, untrained: bool, seed: int, image_size: int | Sequence[int] | None
-) -> TimmWrapperModel:
+def _load_timm(name: str, untrained: bool, seed: int, image_size: int | Sequence[int] | None) -> TimmWrapperModel:
     """timm builds and loads, since it knows each name's default weights and fits positions to `image_size`."""
     # Takes seconds to import, and few need it.
     import timm

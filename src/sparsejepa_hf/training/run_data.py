@@ -1,12 +1,14 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """The data sets of a run, from its options."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
+from transformers.utils import logging
 
 from ..configuration_sparsejepa import SparseJEPAConfig
 from ..data import (
@@ -18,11 +20,17 @@ from ..data import (
     build_scenes,
     load_image_dataset,
 )
+from ..data.dataset import undecoded
+from ..data.images import open_file
 from ..evaluation import validation_mask
+from ..image_decoding_sparsejepa import measure_value_range, require_value_range
 from .arguments import SparseJEPATrainingArguments
 from .options import DataArguments, FineTuningDataArguments, ImageDataArguments
 
 
+logger = logging.get_logger(__name__)
+
+_MEASURE = "measure"
 # The most training images that the comparison at the end of a run looks at.
 MAX_BANK = 20_000
 
@@ -75,7 +83,7 @@ def load_pretraining_data(
             dataset,
             sides,
             num_channels=config.num_channels,
-            value_range=options.value_range,
+            value_range=options.value_range,  # type: ignore[arg-type]
             max_bad_fraction=options.max_bad_fraction,
             shuffle_buffer_size=options.shuffle_buffer,
             seed=options.dataset_seed,
@@ -84,6 +92,7 @@ def load_pretraining_data(
 
     load_sides = _load_sides(options.load_size, sides)
     source = load(options.train_split, options.max_train_examples, options.streaming)
+    _resolve_value_range(options, source)
     train = build(source, load_sides)
     data = PreTrainingData(train)
     # A stream is not labelled here, so only the evaluation loss would look at its held-out images.
@@ -110,6 +119,26 @@ def _load_sides(load_size: int | None, sides: tuple[int, int]) -> tuple[int, int
         return sides
     height, width = (round(load_size * side / min(sides)) for side in sides)
     return height, width
+
+
+def _resolve_value_range(options: ImageDataArguments, train: Any) -> None:
+    """Makes two numbers of the option `value_range`, or leaves it None.
+
+    Raises:
+        ValueError: it is neither two numbers nor "measure", or images of a stream are to be measured.
+    """
+    if options.value_range is None:
+        return
+    ends: Sequence[Any] = options.value_range
+    if list(ends) == [_MEASURE]:
+        if isinstance(train, datasets.IterableDataset):
+            raise ValueError(
+                "value_range is measure, but the images of a stream are read once; give two numbers, the lowest and "
+                "the highest value of the data set, or leave streaming out."
+            )
+        ends = measure_value_range((row["image"] for row in undecoded(train)), open_file)
+        logger.info(f"The values of the training images lie from {ends[0]:g} to {ends[1]:g}.")
+    options.value_range = list(require_value_range(ends))  # type: ignore[arg-type]
 
 
 def has_labels(dataset: ImageDataset) -> bool:
@@ -198,6 +227,7 @@ def load_finetuning_data(
     """
     train = _load_split(options, options.train_split, options.max_train_examples)
     test = _load_split(options, options.test_split, options.max_test_examples)
+    _resolve_value_range(options, train)
     labels = _labels_of(train, options.train_split)
     # Asked for before classes are compared, since there may be none.
     _labels_of(test, options.test_split)
@@ -215,7 +245,7 @@ def load_finetuning_data(
             sides,
             max_bad_fraction=options.max_bad_fraction,
             num_channels=config.num_channels,
-            value_range=options.value_range,
+            value_range=options.value_range,  # type: ignore[arg-type]
         )
 
     validation = None
