@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import fsspec  # type: ignore[import-untyped]
@@ -12,6 +13,7 @@ from PIL import Image
 from ..image_decoding_sparsejepa import (
     UndecodableImageError,
     ValueRange,
+    fit_image,
     fit_pixels,
     open_regular_file,
     read_image,
@@ -104,10 +106,15 @@ class PixelFormat:
         if self.num_channels < 1:
             raise ValueError(f"num_channels is {self.num_channels}; expected at least 1.")
 
+    @cached_property
+    def sides(self) -> tuple[int, int]:
+        """Height and width."""
+        return sides_of(self.image_size)
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """C, height and width."""
-        return self.num_channels, *sides_of(self.image_size)
+        return self.num_channels, *self.sides
 
     def read(self, image: Any, open_file: Callable[[str, str], Any] = open_file) -> np.ndarray:
         """uint8 (C, height, width) of whatever [`image_decoding_sparsejepa.read_pixels`] takes, or an fsspec address.
@@ -118,8 +125,11 @@ class PixelFormat:
         if image is None:
             raise UndecodableImageError("The image is missing (null).")
         ends = None if self.value_range is None else (self.value_range[0], self.value_range[1])
-        pixels = read_pixels(image, self.num_channels, ends, open_file)
-        return fit_pixels(pixels, sides_of(self.image_size))
+        if self.num_channels == 3:
+            # As fit_pixels does, without an array of the whole image in between.
+            rgb = read_image(image, "RGB", open_file, ends)
+            return np.ascontiguousarray(np.asarray(fit_image(rgb, self.sides)).transpose(2, 0, 1))
+        return fit_pixels(read_pixels(image, self.num_channels, ends, open_file), self.sides)
 
     def try_read(self, image: Any) -> np.ndarray | UndecodableImageError:
         """As [`read`], with why an image cannot be read as a value."""

@@ -114,7 +114,7 @@ def load_pretraining_data(
 
 
 def _load_sides(load_size: int | None, sides: tuple[int, int]) -> tuple[int, int]:
-    """Height and width that training images are decoded to: of the model's aspect ratio, `load_size` the short side."""
+    """Height and width that training images are decoded to, of the model's aspect ratio."""
     if load_size is None:
         return sides
     height, width = (round(load_size * side / min(sides)) for side in sides)
