@@ -1,32 +1,43 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
-"""Any image that PIL can read, wherever it lies, as the square 8-bit RGB pixels that a run trains on."""
+"""Any image, wherever it lies, as the square 8-bit RGB pixels that a run trains on."""
 
+from collections.abc import Callable
 from typing import Any
 
 import fsspec  # type: ignore[import-untyped]
 import numpy as np
 from PIL import Image
 
-from ..image_decoding_sparsejepa import UndecodableImageError, fit_to_square, read_image
+from ..image_decoding_sparsejepa import UndecodableImageError, ValueRange, fit_to_square, open_regular_file, read_image
 
 
-__all__ = ["UndecodableImageError", "resize_to_square", "to_rgb"]
+__all__ = ["UndecodableImageError", "open_file", "resize_to_square", "to_rgb"]
 
 
-def to_rgb(image: Any) -> Image.Image:
+def open_file(path: str, mode: str = "rb") -> Any:
+    """Opens a regular file on disk, or an fsspec address such as `zip://a.png::b.zip`."""
+    return fsspec.open(path, mode) if "://" in path else open_regular_file(path, mode)
+
+
+def to_rgb(
+    image: Any, value_range: ValueRange | None = None, open_file: Callable[[str, str], Any] = open_file
+) -> Image.Image:
     """Reads `image` as 8-bit RGB, by the rules of [`image_decoding_sparsejepa.read_image`].
 
     Args:
         image: whatever `read_image` takes; a path may also be an fsspec address such as `zip://a.png::b.zip`.
+        value_range: the raw values that become 0 and 255; None: the file's type decides.
+        open_file: called with a path and `"rb"`.
 
     Returns:
         A PIL image of mode RGB.
 
     Raises:
-        UndecodableImageError: `image` cannot be read: damaged, empty, missing, or with non-finite values.
+        UndecodableImageError: `image` cannot be read: damaged, empty, missing, too large, or with values that are
+            not finite or outside the range of their type.
         TypeError: `image` is of a type that `read_image` does not take.
     """
-    return read_image(image, open_file=_open_file)
+    return read_image(image, open_file=open_file, value_range=value_range)
 
 
 def resize_to_square(image: Image.Image, size: int) -> np.ndarray:
@@ -48,8 +59,3 @@ def resize_to_square(image: Image.Image, size: int) -> np.ndarray:
     if image.mode != "RGB":
         raise ValueError(f"The image given has mode {image.mode}; expected RGB. Call to_rgb on it first.")
     return np.ascontiguousarray(np.asarray(fit_to_square(image, size)).transpose(2, 0, 1))
-
-
-def _open_file(path: str, mode: str) -> Any:
-    # The file is read as a whole, so a buffer would only cost time.
-    return fsspec.open(path, mode) if "://" in path else open(path, mode, buffering=0)
