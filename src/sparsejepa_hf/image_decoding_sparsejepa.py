@@ -186,13 +186,31 @@ def read_image(
             return _convert(opened, mode, value_range)
 
 
-def fit_to_square(image: Image.Image, size: int) -> Image.Image:
-    """The central square of an image of 8 bits a channel, `size` pixels a side.
+def fit_pixels(pixels: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
+    """The centre of an image, as large as the aspect ratio of `sides` allows, resized to them.
 
     An image of that size already keeps its pixels. Any other is resampled once, by an antialiased bicubic filter, from
-    the very square that its short side spans: no side is rounded to whole pixels before the cut.
+    the very rectangle that fits into it: no side is rounded to whole pixels before the cut. Channels do not touch each
+    other.
+
+    Args:
+        pixels: uint8 (H, W, C).
+        sides: height and width of the result, in pixels.
+
+    Returns:
+        uint8 (C, height, width), C-contiguous.
     """
-    return image if image.size == (size, size) else ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    if pixels.shape[:2] == tuple(sides):
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    if pixels.shape[2] == 3:
+        # At once, which gives the same and takes half the time.
+        return np.ascontiguousarray(_fit(pixels, sides).transpose(2, 0, 1))
+    # PIL would weigh colours by a fourth channel, and knows no images of more.
+    return np.stack([_fit(np.ascontiguousarray(channel), sides) for channel in np.moveaxis(pixels, 2, 0)])
+
+
+def _fit(pixels: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
+    return np.asarray(ImageOps.fit(Image.fromarray(pixels), (sides[1], sides[0]), Image.Resampling.BICUBIC))
 
 
 def to_8_bit(values: np.ndarray, value_range: ValueRange | None = None) -> np.ndarray:

@@ -1,7 +1,8 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
-"""Torch data sets of square uint8 images, with damaged images skipped, counted and reported."""
+"""Torch data sets of uint8 images of one shape, with damaged images skipped, counted and reported."""
 
 import itertools
+import math
 import operator
 import os
 import warnings
@@ -19,8 +20,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from .images import UndecodableImageError, resize_to_square, to_rgb
+from .images import PixelFormat, UndecodableImageError
 from .loading import refuse_transform
+from .row_files import row_opener
 
 
 logger = logging.get_logger(__name__)
@@ -47,7 +49,7 @@ class ImageBatch(Sequence[Example]):
     """B examples that lie in one tensor: [`collate_images`] takes it whole, any other collator sees examples.
 
     Args:
-        pixel_values: uint8 (B, 3, S, S).
+        pixel_values: uint8 (B, C, H, W).
         labels: int64 (B,), or None without labels.
     """
 
@@ -77,14 +79,18 @@ class ImageDataset(torch.utils.data.Dataset):
 
     Args:
         dataset: with a column `image` and optionally `label` (see [`load_image_dataset`]).
-        image_size: side of the square images, in pixels (see [`resize_to_square`]).
+        image_size: pixels: the side of a square, or height and width. Of other images the centre of that aspect ratio
+            is taken and resized.
         cache: True, False, or `"auto"`: cache if all pixels take at most 2 GiB.
         max_bad_fraction: the most undecodable images allowed, as a fraction of those seen; checked from 100 images
             on, and at the end of the caching pass.
         num_threads: threads of the caching pass; up to 4 by the number of cores if None.
+        num_channels: C: 1 grey, 3 RGB, 4 RGBA; of any other number images are arrays of as many channels (see
+            [`read_pixels`]).
+        value_range: lowest and highest value of the images, which become 0 and 255; None: those of their type.
 
     Attributes:
-        pixel_values: uint8 (N, 3, image_size, image_size) when cached, else None.
+        pixel_values: uint8 (N, C, height, width) when cached, else None.
         labels: int64 (N,) when the data set has labels and is cached, else None. A missing label is -1.
         source_indices: int64 (N,) when cached, else None: the row of `dataset` each image came from.
 
@@ -96,16 +102,19 @@ class ImageDataset(torch.utils.data.Dataset):
     def __init__(
         self,
         dataset: datasets.Dataset,
-        image_size: int,
+        image_size: int | Sequence[int],
         *,
         cache: bool | Literal["auto"] = "auto",
         max_bad_fraction: float = 0.01,
         num_threads: int | None = None,
+        num_channels: int = 3,
+        value_range: Sequence[float] | None = None,
     ) -> None:
         if len(dataset) == 0:
             raise ValueError("The data set given is empty; expected at least one image.")
-        self.image_size = image_size
         self._source = undecoded(dataset)
+        opener = row_opener(self._source.features["image"])
+        self.pixel_format = PixelFormat(image_size, num_channels, value_range, opener)
         self._tally = _Tally(max_bad_fraction)
         self.has_labels = "label" in self._source.column_names
         self.pixel_values: Tensor | None = None
@@ -114,7 +123,7 @@ class ImageDataset(torch.utils.data.Dataset):
         if cache not in (True, False, "auto"):
             raise ValueError(f"cache is {cache!r}; expected True, False or 'auto'.")
         if cache == "auto":
-            cache = len(dataset) * 3 * image_size**2 <= CACHE_LIMIT_BYTES
+            cache = len(dataset) * math.prod(self.pixel_format.shape) <= CACHE_LIMIT_BYTES
         if cache:
             self._fill_cache(num_threads or min(4, os.cpu_count() or 1))
 
@@ -127,7 +136,7 @@ class ImageDataset(torch.utils.data.Dataset):
         return self._tally.bad
 
     def __getitem__(self, index: int) -> Example:
-        """One example: `pixel_values`, uint8 (3, image_size, image_size), and `labels`, int, if there are labels."""
+        """One example: `pixel_values`, uint8 (C, height, width), and `labels`, int, if there are labels."""
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> ImageBatch:
@@ -140,12 +149,12 @@ class ImageDataset(torch.utils.data.Dataset):
         if self.pixel_values is not None:
             return ImageBatch(self.pixel_values[indices], None if self.labels is None else self.labels[indices])
         rows = self._source[indices]
-        pixels = np.empty((len(indices), 3, self.image_size, self.image_size), dtype=np.uint8)
+        pixels = np.empty((len(indices), *self.pixel_format.shape), dtype=np.uint8)
         labels = rows["label"] if self.has_labels else [None] * len(indices)
         for place, (index, image) in enumerate(zip(indices, rows["image"], strict=True)):
             # The image itself or, where it cannot be decoded, the next one that can be.
             for offset in range(1, count + 1):
-                decoded = decode_to_square(image, self.image_size)
+                decoded = self.pixel_format.try_read(image)
                 if not isinstance(decoded, UndecodableImageError):
                     self._tally.count(1, [])
                     pixels[place] = decoded
@@ -158,8 +167,8 @@ class ImageDataset(torch.utils.data.Dataset):
         return ImageBatch(torch.from_numpy(pixels), _label_tensor(labels) if self.has_labels else None)
 
     def _fill_cache(self, num_threads: int) -> None:
-        count, size = len(self._source), self.image_size
-        pixels = np.empty((count, 3, size, size), dtype=np.uint8)
+        count = len(self._source)
+        pixels = np.empty((count, *self.pixel_format.shape), dtype=np.uint8)
         good = np.ones(count, dtype=bool)
         labels = np.empty(count, dtype=np.int64)
         arrow = self._source.with_format("arrow")
@@ -168,7 +177,7 @@ class ImageDataset(torch.utils.data.Dataset):
             table = arrow[start : min(start + _CHUNK, count)]
             failures = []
             for row, image in enumerate(table.column("image").to_pylist(), start):
-                decoded = decode_to_square(image, size)
+                decoded = self.pixel_format.try_read(image)
                 if isinstance(decoded, UndecodableImageError):
                     failures.append((row, decoded))
                 else:
@@ -210,7 +219,7 @@ class StreamingImageDataset(torch.utils.data.IterableDataset):
 
     Args:
         dataset: with a column `image` and optionally `label` (see [`load_image_dataset`]).
-        image_size: side of the square images, in pixels.
+        image_size: pixels: the side of a square, or height and width, as for [`ImageDataset`].
         shuffle_buffer_size: examples held (undecoded) to draw from at random; 0 keeps the order of the source.
         seed: seed of the shuffling; the order changes with `set_epoch`.
         max_bad_fraction: the most undecodable images allowed, as a fraction of those seen; checked from 100 on.
@@ -218,6 +227,8 @@ class StreamingImageDataset(torch.utils.data.IterableDataset):
             its place by skipping what it has read.
         rank: number of this process, below `world_size`.
         world_size: number of processes that share the source.
+        num_channels: as for [`ImageDataset`].
+        value_range: as for [`ImageDataset`].
 
     Raises:
         ValueError: the data set has no column `image`.
@@ -227,7 +238,7 @@ class StreamingImageDataset(torch.utils.data.IterableDataset):
     def __init__(
         self,
         dataset: datasets.IterableDataset,
-        image_size: int,
+        image_size: int | Sequence[int],
         *,
         shuffle_buffer_size: int = 1000,
         seed: int = 0,
@@ -235,12 +246,15 @@ class StreamingImageDataset(torch.utils.data.IterableDataset):
         repeat: bool = False,
         rank: int = 0,
         world_size: int = 1,
+        num_channels: int = 3,
+        value_range: Sequence[float] | None = None,
     ) -> None:
-        self.image_size = image_size
         self.repeat = repeat
         self._tally = _Tally(max_bad_fraction)
         self.rank, self.world_size = rank, world_size
         dataset = undecoded(dataset)
+        opener = row_opener(dataset.features["image"])
+        self.pixel_format = PixelFormat(image_size, num_channels, value_range, opener)
         self.has_labels = "label" in dataset.column_names
         if shuffle_buffer_size > 0:
             dataset = dataset.shuffle(seed=seed, buffer_size=shuffle_buffer_size)
@@ -280,7 +294,7 @@ class StreamingImageDataset(torch.utils.data.IterableDataset):
                 is_empty = False
                 if by_image and next(turns) % readers != reader:
                     continue
-                decoded = decode_to_square(row["image"], self.image_size)
+                decoded = self.pixel_format.try_read(row["image"])
                 if isinstance(decoded, UndecodableImageError):
                     self._tally.count(1, [(position, decoded)])
                     continue
@@ -313,8 +327,10 @@ class StreamingImageDataset(torch.utils.data.IterableDataset):
 
 def build_image_dataset(
     dataset: datasets.Dataset | datasets.IterableDataset,
-    image_size: int,
+    image_size: int | Sequence[int],
     *,
+    num_channels: int = 3,
+    value_range: Sequence[float] | None = None,
     cache: bool | Literal["auto"] = "auto",
     max_bad_fraction: float = 0.01,
     num_threads: int | None = None,
@@ -334,8 +350,18 @@ def build_image_dataset(
             seed=seed,
             max_bad_fraction=max_bad_fraction,
             repeat=repeat,
+            num_channels=num_channels,
+            value_range=value_range,
         )
-    return ImageDataset(dataset, image_size, cache=cache, max_bad_fraction=max_bad_fraction, num_threads=num_threads)
+    return ImageDataset(
+        dataset,
+        image_size,
+        cache=cache,
+        max_bad_fraction=max_bad_fraction,
+        num_threads=num_threads,
+        num_channels=num_channels,
+        value_range=value_range,
+    )
 
 
 class ResidentImages(torch.utils.data.Dataset):
@@ -366,7 +392,7 @@ class ResidentImages(torch.utils.data.Dataset):
         return {"places": index}
 
     def gather(self, places: Tensor) -> Tensor:
-        """Images, uint8 (B, 3, S, S), at `places`, int64 (B,), of the device."""
+        """Images, uint8 (B, C, H, W), at `places`, int64 (B,), of the device."""
         return self._pixel_values.index_select(0, places)
 
 
@@ -541,17 +567,8 @@ def undecoded(dataset: Any) -> Any:
         )
     refuse_transform(dataset)
     # Decoding inside `datasets` would stop at the first damaged image.
-    return dataset.with_format(None).cast_column("image", datasets.Image(decode=False))
-
-
-def decode_to_square(image: Any, size: int) -> np.ndarray | UndecodableImageError:
-    """Pixels uint8 (3, size, size) of an image, or, as a value, why it cannot be decoded."""
-    if image is None:
-        return UndecodableImageError("The image is missing (null).")
-    try:
-        return resize_to_square(to_rgb(image), size)
-    except UndecodableImageError as error:
-        return error
+    rule = getattr(dataset.features["image"], "id", None)
+    return dataset.with_format(None).cast_column("image", datasets.Image(decode=False, id=rule))
 
 
 def _label_tensor(labels: Sequence[int | None]) -> Tensor:

@@ -1,17 +1,25 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
-"""Any image, wherever it lies, as the square 8-bit RGB pixels that a run trains on."""
+"""Any image, wherever it lies, as the 8-bit pixels of one shape that a run trains on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import fsspec  # type: ignore[import-untyped]
 import numpy as np
 from PIL import Image
 
-from ..image_decoding_sparsejepa import UndecodableImageError, ValueRange, fit_to_square, open_regular_file, read_image
+from ..image_decoding_sparsejepa import (
+    UndecodableImageError,
+    ValueRange,
+    fit_pixels,
+    open_regular_file,
+    read_image,
+    read_pixels,
+)
 
 
-__all__ = ["UndecodableImageError", "open_file", "resize_to_square", "to_rgb"]
+__all__ = ["PixelFormat", "UndecodableImageError", "open_file", "resize_to_square", "sides_of", "to_rgb"]
 
 
 def open_file(path: str, mode: str = "rb") -> Any:
@@ -54,8 +62,71 @@ def resize_to_square(image: Image.Image, size: int) -> np.ndarray:
     Raises:
         ValueError: `size` is below 1 or the image is not RGB.
     """
-    if size < 1:
-        raise ValueError(f"The image size given is {size}; expected a number of pixels of at least 1.")
     if image.mode != "RGB":
         raise ValueError(f"The image given has mode {image.mode}; expected RGB. Call to_rgb on it first.")
-    return np.ascontiguousarray(np.asarray(fit_to_square(image, size)).transpose(2, 0, 1))
+    return fit_pixels(np.asarray(image), sides_of(size))
+
+
+def sides_of(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width, in pixels, of `image_size`: the side of a square, or both.
+
+    Raises:
+        ValueError: it is neither, or a side is below 1.
+    """
+    sides = tuple(image_size) if isinstance(image_size, Sequence) else (image_size,)
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise ValueError(
+            f"The image size given is {image_size}; expected a number of pixels of at least 1, or height and width."
+        )
+    return sides[0], sides[-1]
+
+
+@dataclass(frozen=True)
+class PixelFormat:
+    """What every image of a data set is made into: uint8 (C, height, width).
+
+    Args:
+        image_size: pixels: the side of a square, or height and width. Of other images the centre of that aspect ratio
+            is taken and resized, see [`image_decoding_sparsejepa.fit_pixels`].
+        num_channels: C: 1 grey, 3 RGB, 4 RGBA; of any other number images are arrays of as many channels.
+        value_range: lowest and highest value of the images, which become 0 and 255; None: those of their type.
+        open_file: called with the path of an image and `"rb"`.
+
+    Raises:
+        ValueError: a side or the number of channels is below 1.
+    """
+
+    image_size: int | Sequence[int]
+    num_channels: int = 3
+    value_range: Sequence[float] | None = None
+    open_file: Callable[[str, str], Any] = open_file
+
+    def __post_init__(self) -> None:
+        sides_of(self.image_size)
+        if self.num_channels < 1:
+            raise ValueError(f"num_channels is {self.num_channels}; expected at least 1.")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """C, height and width."""
+        return self.num_channels, *sides_of(self.image_size)
+
+    def read(self, image: Any) -> np.ndarray:
+        """uint8 (C, height, width) of whatever [`image_decoding_sparsejepa.read_pixels`] takes, or an fsspec address.
+
+        Raises:
+            UndecodableImageError: `image` is missing or cannot be read, or has other channels.
+        """
+        if image is None:
+            raise UndecodableImageError("The image is missing (null).")
+        ends = None if self.value_range is None else (self.value_range[0], self.value_range[1])
+        pixels = read_pixels(image, self.num_channels, ends, self.open_file)
+        return fit_pixels(pixels, sides_of(self.image_size))
+
+    def try_read(self, image: Any) -> np.ndarray | UndecodableImageError:
+        """As [`read`], with why an image cannot be read as a value."""
+        try:
+            return self.read(image)
+        except UndecodableImageError as error:
+            return error
+
