@@ -309,7 +309,7 @@ class StreamingImageDataset(torch.utils.data.IterableDataset):
                 return
 
     def _all_rows(self) -> Iterator[Any]:
-        """Every row of an epoch, in the same order for each reader: by batches, `datasets` does not look at workers."""
+        """Every row of an epoch, in one order for all readers: by batches, `datasets` does not look at workers."""
         for batch in self._source.iter(_ROWS_AT_ONCE):
             for place in range(len(batch["image"])):
                 yield {column: values[place] for column, values in batch.items()}
@@ -319,9 +319,10 @@ class StreamingImageDataset(torch.utils.data.IterableDataset):
         fsspec.asyn.reset_lock()
         if reader == 0:
             logger.warning(
-                f"The stream has {self._source.num_shards} shards for {readers} readers, so that it is shared image by "
-                f"image: each reads all of it and decodes one image in {readers}. With {_SHARDS_A_READER * readers} "
-                "shards or more (files, or row groups of local Parquet files), each would read its own."
+                f"The stream has {self._source.num_shards} shards for {readers} readers (processes times workers), so "
+                f"it is shared image by image: each reads all of it and decodes one image in {readers}. With "
+                f"{_SHARDS_A_READER * readers} shards or more (files, or row groups of local Parquet files), each "
+                "would read its own."
             )
 
 
@@ -506,7 +507,7 @@ def _class_number(label: Any) -> int:
 
 
 class _Tally:
-    """Counts images seen and images undecodable over a process and its DataLoader workers; keeps its first failures."""
+    """Counts images seen and undecodable over a process and its DataLoader workers; keeps the first failures."""
 
     def __init__(self, max_bad_fraction: float) -> None:
         if not 0 <= max_bad_fraction <= 1:

@@ -129,4 +129,3 @@ class PixelFormat:
             return self.read(image)
         except UndecodableImageError as error:
             return error
-

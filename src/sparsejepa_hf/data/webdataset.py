@@ -1,5 +1,5 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
-"""WebDataset archives of images of any kind: what `datasets` reads of them alone depends on their first five samples."""
+"""WebDataset archives with images of any kinds, where `datasets` alone reads those of the first five samples."""
 
 import json
 from collections.abc import Iterator
@@ -76,9 +76,7 @@ class ImageTars(WebDataset):
                 values = pa.array([sample.get(name) for sample in samples])
                 features[name] = Features.from_arrow_schema(pa.schema({name: values.type}))[name]
         if all(sample[self._image_column] is None for sample in samples):
-            inside = dict.fromkeys(
-                name for name, _ in islice(dl_manager.iter_archive(archive), _LOOKED_AT)
-            )
+            inside = dict.fromkeys(name for name, _ in islice(dl_manager.iter_archive(archive), _LOOKED_AT))
             raise ValueError(
                 f"No image{f' .{self.config.image}' if self.config.image else ''} is among the first {len(samples)} "
                 f"samples of {archive!r}; expected files named KEY.jpg, KEY.png, ... The first files are "

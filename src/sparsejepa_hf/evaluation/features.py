@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,8 @@ from tqdm.auto import tqdm
 
 from ..data import TooManyBadImagesError
 from ..data.dataset import undecoded
-from ..data.row_files import row_opener
 from ..data.images import PixelFormat
+from ..data.row_files import row_opener
 from .metrics import non_finite_rows
 
 
