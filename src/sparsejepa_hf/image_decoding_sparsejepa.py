@@ -189,47 +189,29 @@ def read_image(
         raise _named(image, error) from error.__cause__
 
 
-def read_fitted_pixels(
-    image: Any,
-    sides: tuple[int, int],
-    num_channels: int = 3,
-    value_range: ValueRange | None = None,
-    open_file: Callable[[str, str], Any] = open_regular_file,
-) -> np.ndarray:
-    """[`fit_pixels`] of [`read_pixels`], with fewer copies: uint8 (num_channels, height, width)."""
-    if num_channels != 3:
-        return fit_pixels(read_pixels(image, num_channels, value_range, open_file), sides)
-    read = read_image(image, "RGB", open_file, value_range)
-    if read.size != (sides[1], sides[0]):
-        read = ImageOps.fit(read, (sides[1], sides[0]), Image.Resampling.BICUBIC)
-    return np.ascontiguousarray(np.asarray(read).transpose(2, 0, 1))
+def fit_image(image: Image.Image, sides: tuple[int, int]) -> Image.Image:
+    """The centre of an image of 8 bits a channel, as large as the aspect ratio of `sides` allows, resized to them.
+
+    An image of that size already keeps its pixels. Any other is resampled once, by an antialiased bicubic filter, from
+    the very rectangle that fits into it: no side is rounded to whole pixels before the cut.
+
+    Args:
+        image: of mode L or RGB. PIL would weigh the colours of other modes by a channel that is none.
+        sides: height and width of the result, in pixels.
+    """
+    size = sides[1], sides[0]
+    return image if image.size == size else ImageOps.fit(image, size, Image.Resampling.BICUBIC)
 
 
 def fit_pixels(pixels: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
-    """The centre of an image, as large as the aspect ratio of `sides` allows, resized to them.
-
-    An image of that size already keeps its pixels. Any other is resampled once, by an antialiased bicubic filter, from
-    the very rectangle that fits into it: no side is rounded to whole pixels before the cut. Channels do not touch each
-    other.
-
-    Args:
-        pixels: uint8 (H, W, C).
-        sides: height and width of the result, in pixels.
-
-    Returns:
-        uint8 (C, height, width), C-contiguous.
-    """
-    if pixels.shape[:2] == tuple(sides):
+    """[`fit_image`] of uint8 (H, W, C) as uint8 (C, height, width), C-contiguous; channels do not touch each other."""
+    if pixels.shape[:2] == sides:
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
     if pixels.shape[2] == 3:
         # At once, which gives the same and takes half the time.
-        return np.ascontiguousarray(_fit(pixels, sides).transpose(2, 0, 1))
-    # PIL would weigh colours by a fourth channel, and knows no images of more.
-    return np.stack([_fit(np.ascontiguousarray(channel), sides) for channel in np.moveaxis(pixels, 2, 0)])
-
-
-def _fit(pixels: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
-    return np.asarray(ImageOps.fit(Image.fromarray(pixels), (sides[1], sides[0]), Image.Resampling.BICUBIC))
+        return np.ascontiguousarray(np.asarray(fit_image(Image.fromarray(pixels), sides)).transpose(2, 0, 1))
+    channels = (np.ascontiguousarray(channel) for channel in np.moveaxis(pixels, 2, 0))
+    return np.stack([np.asarray(fit_image(Image.fromarray(channel), sides)) for channel in channels])
 
 
 def to_8_bit(values: np.ndarray, value_range: ValueRange | None = None) -> np.ndarray:

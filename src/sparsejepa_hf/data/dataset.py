@@ -11,21 +11,30 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import datasets
+import fsspec.asyn  # type: ignore[import-untyped]
 import numpy as np
 import torch
 from datasets.distributed import split_dataset_by_node
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from .images import PixelFormat, UndecodableImageError
 from .loading import refuse_transform
+from .row_files import row_opener
 
+
+logger = logging.get_logger(__name__)
 
 CACHE_LIMIT_BYTES = 2 * 1024**3
+# From so many shards a reader on, a stream is shared by shards: parts then differ by a sixteenth at most.
+_SHARDS_A_READER = 16
+_ROWS_AT_ONCE = 16
 _CHUNK = 256
 _MIN_SEEN = 100
 _SHOWN_FAILURES = 3
+_MAX_WORKERS = 255
 _MISSING_LABEL = -1
 _NO_LABEL = object()
 
@@ -103,8 +112,9 @@ class ImageDataset(torch.utils.data.Dataset):
     ) -> None:
         if len(dataset) == 0:
             raise ValueError("The data set given is empty; expected at least one image.")
-        self.pixel_format = PixelFormat(image_size, num_channels, value_range)
         self._source = undecoded(dataset)
+        opener = row_opener(self._source.features["image"])
+        self.pixel_format = PixelFormat(image_size, num_channels, value_range, opener)
         self._tally = _Tally(max_bad_fraction)
         self.has_labels = "label" in self._source.column_names
         self.pixel_values: Tensor | None = None
@@ -122,7 +132,7 @@ class ImageDataset(torch.utils.data.Dataset):
 
     @property
     def num_bad(self) -> int:
-        """How often an undecodable image was met in this process."""
+        """How often an undecodable image was met in this process and its DataLoader workers."""
         return self._tally.bad
 
     def __getitem__(self, index: int) -> Example:
@@ -198,11 +208,14 @@ class ImageDataset(torch.utils.data.Dataset):
 class StreamingImageDataset(torch.utils.data.IterableDataset):
     """Images of a `datasets.IterableDataset` as uint8 tensors, in bounded memory, read once or without end.
 
-    Undecodable images are skipped, with one warning, and an error once too many are bad. Several DataLoader workers
-    share the shards of the source, which are its files, or the row groups of local Parquet files: more workers than
-    shards stay idle. Several processes: under Accelerate and the Trainer leave `rank` and `world_size` alone, since
-    they hand out the batches read by the main process; in a loop of your own, give them, and each process reads its
-    own part. Parts may differ by a shard: with `repeat` no process ends before the others.
+    Undecodable images are skipped, with one warning, and an error once too many are bad. Several processes: under
+    Accelerate and the Trainer leave `rank` and `world_size` alone, since they hand out the batches read by the main
+    process; in a loop of your own, give them, and each process reads its own part.
+
+    Processes and their DataLoader workers are readers that share the images. A source of at least 16 shards a reader
+    is shared by shards, which are its files, or the row groups of local Parquet files; parts then differ by about a
+    shard. A source of fewer is shared image by image: each reader reads all of it and decodes its part, so that
+    readers take each image once before they take any again, and differ by one image at most.
 
     Args:
         dataset: with a column `image` and optionally `label` (see [`load_image_dataset`]).
@@ -236,20 +249,27 @@ class StreamingImageDataset(torch.utils.data.IterableDataset):
         num_channels: int = 3,
         value_range: Sequence[float] | None = None,
     ) -> None:
-        self.pixel_format = PixelFormat(image_size, num_channels, value_range)
         self.repeat = repeat
         self._tally = _Tally(max_bad_fraction)
+        self.rank, self.world_size = rank, world_size
         dataset = undecoded(dataset)
+        opener = row_opener(dataset.features["image"])
+        self.pixel_format = PixelFormat(image_size, num_channels, value_range, opener)
         self.has_labels = "label" in dataset.column_names
         if shuffle_buffer_size > 0:
             dataset = dataset.shuffle(seed=seed, buffer_size=shuffle_buffer_size)
-        if world_size > 1:
-            dataset = split_dataset_by_node(dataset, rank=rank, world_size=world_size)
+        if world_size > 1 and dataset.num_shards >= _SHARDS_A_READER * world_size:
+            # The shards are shared here, and each part among its workers below.
+            if dataset.num_shards % world_size:
+                dataset = dataset.shard(world_size, rank, contiguous=False)
+            else:
+                dataset = split_dataset_by_node(dataset, rank=rank, world_size=world_size)
+            self.rank, self.world_size = 0, 1
         self._source = dataset
 
     @property
     def num_bad(self) -> int:
-        """How often an undecodable image was met in this process."""
+        """How often an undecodable image was met in this process and its DataLoader workers."""
         return self._tally.bad
 
     def set_epoch(self, epoch: int) -> None:
@@ -257,25 +277,53 @@ class StreamingImageDataset(torch.utils.data.IterableDataset):
         self._source.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[Example]:
+        worker = torch.utils.data.get_worker_info()
+        num_workers, worker_id = (1, 0) if worker is None else (worker.num_workers, worker.id)
+        readers, reader = self.world_size * num_workers, self.rank * num_workers + worker_id
+        by_image = readers > 1 and self._source.num_shards < _SHARDS_A_READER * readers
+        if by_image:
+            self._begin_to_share(readers, reader)
+        # Counted on from epoch to epoch, so that no reader gets ahead of another.
+        turns = itertools.count()
         for epoch in itertools.count():
             if self.repeat:
                 self._source.set_epoch(epoch)
             is_empty = True
             # `datasets` splits its shards among the DataLoader's workers by itself.
-            for position, row in enumerate(self._source):
+            for position, row in enumerate(self._all_rows() if by_image else self._source):
+                is_empty = False
+                if by_image and next(turns) % readers != reader:
+                    continue
                 decoded = self.pixel_format.try_read(row["image"])
                 if isinstance(decoded, UndecodableImageError):
                     self._tally.count(1, [(position, decoded)])
                     continue
                 self._tally.count(1, [])
-                is_empty = False
                 example: Example = {"pixel_values": torch.from_numpy(decoded)}
                 if self.has_labels:
                     label = row.get("label")
                     example["labels"] = _MISSING_LABEL if label is None else int(label)
                 yield example
-            if is_empty or not self.repeat:
+            # Nor would there be an end where all images are undecodable.
+            if is_empty or not self.repeat or self._tally.bad == self._tally.seen > 0:
                 return
+
+    def _all_rows(self) -> Iterator[Any]:
+        """Every row of an epoch, in one order for all readers: by batches, `datasets` does not look at workers."""
+        for batch in self._source.iter(_ROWS_AT_ONCE):
+            for place in range(len(batch["image"])):
+                yield {column: values[place] for column, values in batch.items()}
+
+    def _begin_to_share(self, readers: int, reader: int) -> None:
+        # A lock of the process that forked this one would never be given free.
+        fsspec.asyn.reset_lock()
+        if reader == 0:
+            logger.warning(
+                f"The stream has {self._source.num_shards} shards for {readers} readers (processes times workers), so "
+                f"it is shared image by image: each reads all of it and decodes one image in {readers}. With "
+                f"{_SHARDS_A_READER * readers} shards or more (files, or row groups of local Parquet files), each "
+                "would read its own."
+            )
 
 
 def build_image_dataset(
@@ -459,28 +507,39 @@ def _class_number(label: Any) -> int:
 
 
 class _Tally:
-    """Counts images seen and images undecodable, and keeps the first failures."""
+    """Counts images seen and undecodable over a process and its DataLoader workers; keeps the first failures."""
 
     def __init__(self, max_bad_fraction: float) -> None:
         if not 0 <= max_bad_fraction <= 1:
             raise ValueError(f"max_bad_fraction is {max_bad_fraction}; expected a number from 0 to 1.")
         self.max_bad_fraction = max_bad_fraction
-        self.seen = 0
-        self.bad = 0
         self.failures: list[str] = []
+        # Shared with workers. Each writes a row of its own, since additions to one number could be lost.
+        self._counts = torch.zeros(_MAX_WORKERS + 1, 2, dtype=torch.int64).share_memory_()
+
+    @property
+    def seen(self) -> int:
+        return int(self._counts.numpy()[:, 0].sum())
+
+    @property
+    def bad(self) -> int:
+        return int(self._counts.numpy()[:, 1].sum())
 
     def count(self, seen: int, failures: Sequence[tuple[int, UndecodableImageError]]) -> None:
         """Counts `seen` images, of which `failures`, (index, error), are bad; raises as soon as too many are."""
-        before = self.bad
-        self.seen += seen
-        self.bad += len(failures)
+        worker = torch.utils.data.get_worker_info()
+        before = self.bad if failures else 0
+        own = self._counts.numpy()[0 if worker is None else 1 + worker.id % _MAX_WORKERS]
+        own += (seen, len(failures))
         room = _SHOWN_FAILURES - len(self.failures)
         self.failures += [f"image {index}: {error}" for index, error in failures][:room]
         if failures and not before:
             self.warn(f"Undecodable images are skipped; the first is {self.failures[0]}")
-        elif len(str(self.bad)) > len(str(before)):
+        elif failures and len(str(before + len(failures))) > len(str(before)):
             self.warn(f"{self.bad} of {self.seen} images could not be decoded and were skipped so far.")
-        self.check(_MIN_SEEN)
+        # To add up for each image would take longer than a small one.
+        if failures or own[0] % _MIN_SEEN < seen:
+            self.check(_MIN_SEEN)
 
     @staticmethod
     def warn(message: str) -> None:
@@ -488,14 +547,15 @@ class _Tally:
 
     def check(self, min_seen: int) -> None:
         """Raises a `TooManyBadImagesError` if, of at least `min_seen` images, too many are bad."""
-        if self.bad and self.seen >= min_seen and self.bad > self.max_bad_fraction * self.seen:
+        bad, seen = self.bad, self.seen
+        if bad and seen >= min_seen and bad > self.max_bad_fraction * seen:
             raise TooManyBadImagesError(self.summary())
 
     def summary(self) -> str:
+        first = f" The first: {' '.join(self.failures)}" if self.failures else ""
         return (
             f"{self.bad} of the {self.seen} images seen ({self.bad / self.seen:.1%}) could not be decoded; expected "
-            f"at most {self.max_bad_fraction:.1%} (max_bad_fraction). Mend the data set or allow more. The first: "
-            + " ".join(self.failures)
+            f"at most {self.max_bad_fraction:.1%} (max_bad_fraction). Mend the data set or allow more.{first}"
         )
 
 
@@ -508,7 +568,8 @@ def undecoded(dataset: Any) -> Any:
         )
     refuse_transform(dataset)
     # Decoding inside `datasets` would stop at the first damaged image.
-    return dataset.with_format(None).cast_column("image", datasets.Image(decode=False))
+    rule = getattr(dataset.features["image"], "id", None)
+    return dataset.with_format(None).cast_column("image", datasets.Image(decode=False, id=rule))
 
 
 def _label_tensor(labels: Sequence[int | None]) -> Tensor:

@@ -4,6 +4,7 @@
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import fsspec  # type: ignore[import-untyped]
@@ -13,9 +14,9 @@ from PIL import Image
 from ..image_decoding_sparsejepa import (
     UndecodableImageError,
     ValueRange,
+    fit_image,
     fit_pixels,
     open_regular_file,
-    read_fitted_pixels,
     read_image,
 )
 
@@ -91,6 +92,7 @@ class PixelFormat:
             is taken and resized, see [`image_decoding_sparsejepa.fit_pixels`].
         num_channels: C: 1 grey, 3 RGB, 4 RGBA; of any other number images are arrays of as many channels.
         value_range: lowest and highest value of the images, which become 0 and 255; None: those of their type.
+        open_file: called with the path of an image and `"rb"`.
 
     Raises:
         ValueError: a side or the number of channels is below 1.
@@ -99,18 +101,24 @@ class PixelFormat:
     image_size: int | Sequence[int]
     num_channels: int = 3
     value_range: Sequence[float] | None = None
+    open_file: Callable[[str, str], Any] = open_file
 
     def __post_init__(self) -> None:
         sides_of(self.image_size)
         if self.num_channels < 1:
             raise ValueError(f"num_channels is {self.num_channels}; expected at least 1.")
 
+    @cached_property
+    def sides(self) -> tuple[int, int]:
+        """Height and width."""
+        return sides_of(self.image_size)
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """C, height and width."""
-        return self.num_channels, *sides_of(self.image_size)
+        return self.num_channels, *self.sides
 
-    def read(self, image: Any, open_file: Callable[[str, str], Any] = open_file) -> np.ndarray:
+    def read(self, image: Any) -> np.ndarray:
         """uint8 (C, height, width) of whatever [`image_decoding_sparsejepa.read_pixels`] takes, or an fsspec address.
 
         Raises:
@@ -119,7 +127,11 @@ class PixelFormat:
         if image is None:
             raise UndecodableImageError("The image is missing (null).")
         ends = None if self.value_range is None else (self.value_range[0], self.value_range[1])
-        return read_fitted_pixels(image, sides_of(self.image_size), self.num_channels, ends, open_file)
+        if self.num_channels == 3:
+            # As fit_pixels does, without an array of the whole image in between.
+            rgb = read_image(image, "RGB", self.open_file, ends)
+            return np.ascontiguousarray(np.asarray(fit_image(rgb, self.sides)).transpose(2, 0, 1))
+        return fit_pixels(read_pixels(image, self.num_channels, ends, self.open_file), self.sides)
 
     def try_read(self, image: Any) -> np.ndarray | UndecodableImageError:
         """As [`read`], with why an image cannot be read as a value."""

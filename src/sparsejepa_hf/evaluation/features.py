@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from tqdm.auto import tqdm
 from ..data import TooManyBadImagesError
 from ..data.dataset import undecoded
 from ..data.images import PixelFormat
+from ..data.row_files import row_opener
 from .metrics import non_finite_rows
 
 
@@ -332,6 +334,7 @@ def extract_feature_set(
         raise ValueError("Several processes extract features, but cache_dir is None; expected a folder that all see.")
     labels = _checked_labels(dataset)
     images = undecoded(dataset).select_columns(["image"])
+    pixel_format = replace(pixel_format, open_file=row_opener(images.features["image"]))
     settings = [_FORMAT, encoder.fingerprint, _digest(dataset._fingerprint, images, labels), sorted(kinds)]
     key = hashlib.sha256(repr([*settings, mixed_precision]).encode()).hexdigest()
     device = encoder.device if accelerator is None else accelerator.device

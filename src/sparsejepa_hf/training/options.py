@@ -41,8 +41,8 @@ class ImageDataArguments:
     value_range: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Raw values that are black and white, such as 0 4095 of 12-bit images, or measure, to find the lowest "
-            "and highest of train_split; default: what the type of an image says."
+            "help": "Raw values that are black and white, such as 0 4095 of 12-bit images; or measure, to take the "
+            "lowest and highest of train_split; default: what the type of an image says."
         },
     )
     max_train_examples: int | None = field(

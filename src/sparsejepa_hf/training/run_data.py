@@ -21,7 +21,7 @@ from ..data import (
     load_image_dataset,
 )
 from ..data.dataset import undecoded
-from ..data.images import open_file
+from ..data.row_files import row_opener
 from ..evaluation import validation_mask
 from ..image_decoding_sparsejepa import measure_value_range, require_value_range
 from .arguments import SparseJEPATrainingArguments
@@ -114,7 +114,7 @@ def load_pretraining_data(
 
 
 def _load_sides(load_size: int | None, sides: tuple[int, int]) -> tuple[int, int]:
-    """Height and width that training images are decoded to: of the model's aspect ratio, `load_size` the short side."""
+    """Height and width that training images are decoded to, of the model's aspect ratio."""
     if load_size is None:
         return sides
     height, width = (round(load_size * side / min(sides)) for side in sides)
@@ -136,7 +136,9 @@ def _resolve_value_range(options: ImageDataArguments, train: Any) -> None:
                 "value_range is measure, but the images of a stream are read once; give two numbers, the lowest and "
                 "the highest value of the data set, or leave streaming out."
             )
-        ends = measure_value_range((row["image"] for row in undecoded(train)), open_file)
+        images = undecoded(train)
+        opener = row_opener(images.features["image"])
+        ends = measure_value_range((row["image"] for row in images), opener)
         logger.info(f"The values of the training images lie from {ends[0]:g} to {ends[1]:g}.")
     options.value_range = list(require_value_range(ends))  # type: ignore[arg-type]
 
