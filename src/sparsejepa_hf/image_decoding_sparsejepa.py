@@ -75,6 +75,7 @@ _WHITE = (255, 255, 255, 255)
 _ALPHA_MODES = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 # What an image file is converted to, by the number of channels wanted.
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_CHANNELS = {mode: count for count, mode in _MODES.items()}
 # Pixels from which images are decoded one after the other in a process, so that threads do not add up their memory.
 _LARGE = 2**24
 _large_image = threading.Lock()
@@ -179,7 +180,7 @@ def read_image(
         ValueError: `value_range` is not two finite numbers, the lower one first.
     """
     try:
-        opened = _open(image, 4 if mode == "RGBA" else 3, value_range, open_file)
+        opened = _open(image, 3 if mode is None else _CHANNELS[mode], value_range, open_file)
         if mode is None:
             return opened
         if isinstance(opened, np.ndarray):
@@ -332,6 +333,11 @@ def _read_file(path: str, open_file: Callable[..., Any]) -> bytes:
 def _from_bytes(content: bytes, num_channels: int, value_range: ValueRange | None) -> Image.Image | np.ndarray:
     if content.startswith(_NPY_SIGNATURE):
         return _from_npy(content)
+    if num_channels not in _MODES and content.startswith(_TIFF_SIGNATURES):
+        # PIL would log an error for each.
+        return _from_tiff(
+            content, num_channels, UndecodableImageError(f"PIL reads no TIFF of {num_channels} channels")
+        )
     try:
         opened = _decode(content, num_channels, value_range)
     except UndecodableImageError as error:
@@ -504,8 +510,8 @@ def _from_array(array: np.ndarray, value_range: ValueRange | None) -> Image.Imag
     array = _channels_last(array, 3)
     if array.shape[2] > 4:
         raise UndecodableImageError(
-            f"its shape is {array.shape}: expected (height, width) with 1 to 4 channels last, or a model with "
-            f"num_channels={array.shape[2]}"
+            f"its shape is {array.shape}, but 1 to 4 channels are expected, (height, width, channels): more are for a "
+            "model whose num_channels they are"
         )
     array = array[:, :, 0] if array.shape[2] == 1 else array
     return Image.fromarray(np.ascontiguousarray(to_8_bit(array, value_range)))
