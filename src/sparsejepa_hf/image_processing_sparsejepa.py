@@ -7,40 +7,55 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ChannelDimension, PILImageResampling, SizeDict
+from transformers.processing_utils import ImagesKwargs
 
-from .image_decoding_sparsejepa import UndecodableImageError, fit_to_square, read_image, to_8_bit
+from .image_decoding_sparsejepa import fit_pixels, read_image, read_pixels
 
 
-# What images are converted to, by the number of channels of the model.
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+# Of arrays that become grey, RGB or RGBA.
+_ARRAY_CHANNELS = (1, 2, 3, 4)
+
+
+class SparseJEPAImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
+    """What a processor and a call of it take beside transformers' own."""
+
+    num_channels: int
+    value_range: list[float] | tuple[float, ...] | None
 
 
 class SparseJEPAImageProcessor(PilBackend):
     """Makes of an image the pixels that training made of it.
 
     Images are PIL images of any mode, the bytes of files, paths, URLs, base64 texts, arrays, tensors, and lists of
-    these. [`image_decoding_sparsejepa.read_image`] decodes them: upright, transparency over white, 16-bit and float
+    these. [`image_decoding_sparsejepa.read_pixels`] decodes them: upright, transparency over white, 16-bit and float
     values scaled. (URLs and base64 texts are decoded by transformers, which clips 16-bit values.) Without a format in
-    `input_data_format`, channels come last in arrays and first in tensors where the shape allows both.
+    `input_data_format`, the number of channels tells where they are; where the shape allows both, they come last in
+    arrays and first in tensors.
 
-    The short side becomes `size["shortest_edge"]` and the centre is cut out in one resampling, as in training. With
-    other sizes, crops or filters, and with any `do_` flag off, each step is that of transformers' PIL back end, on
-    each channel by itself.
+    The central part of the aspect ratio of `crop_size` is resized to it in one resampling, as in training. With other
+    sizes, crops or filters, and with any `do_` flag off, each step is that of transformers' PIL back end, on each
+    channel by itself.
 
     Args:
-        image_mean (`list[float]`, defaults to `[0.5, 0.5, 0.5]`): of each channel, on the scale from 0 to 1. There are
-            as many channels as values. 3 is RGB; 1 is the grey of that RGB; 4 is RGBA, opaque where an image has no
-            transparency, and an array or tensor of four channels keeps them all. Other numbers take arrays and
-            tensors of as many channels.
-        image_std (`list[float]`, defaults to `[0.5, 0.5, 0.5]`): of each channel, on the same scale.
+        size (`dict[str, int]`, defaults to `{"shortest_edge": 32}`): for squares `{"shortest_edge"}`, the side; for
+            rectangles `{"height", "width"}`.
         crop_size (`dict[str, int]`): by default what `size` says.
+        num_channels (`int`, defaults to the number of values of `image_mean`): of the pixels. 3 is RGB; 1 is the grey
+            of that RGB; 4 is RGBA, opaque where an image has no transparency, and an array or tensor of four channels
+            keeps them all. Other numbers take arrays, tensors and files of as many channels.
+        value_range (`list[float]`, *optional*): lowest and highest value of the images, which become 0 and 255.
+            By default what the type of an image says.
+        image_mean (`list[float]`, defaults to 0.5): of each channel, on the scale from 0 to 1.
+        image_std (`list[float]`, defaults to 0.5): of each channel, on the same scale.
         do_convert_rgb (`bool`, defaults to `True`): whether to decode as described. Without it, PIL's and the array's
             own values are taken, as in transformers.
         kwargs: as for transformers' image processors.
+
+    Raises:
+        ValueError: `image_mean` or `image_std` has another number of values than there are channels.
     """
 
     _auto_class = "AutoImageProcessor"
@@ -55,8 +70,22 @@ class SparseJEPAImageProcessor(PilBackend):
     do_normalize = True
     image_mean = [0.5, 0.5, 0.5]
     image_std = [0.5, 0.5, 0.5]
+    num_channels = 3
+    value_range = None
+    valid_kwargs = SparseJEPAImageProcessorKwargs
 
     def __init__(self, **kwargs: Any) -> None:
+        mean, count = kwargs.get("image_mean"), kwargs.get("num_channels")
+        if count is None:
+            # As in checkpoints that do not say it.
+            kwargs["num_channels"] = count = len(mean) if isinstance(mean, Sequence) else self.num_channels
+        for name in ("image_mean", "image_std"):
+            if kwargs.get(name) is None:
+                kwargs[name] = [0.5] * count
+            elif isinstance(kwargs[name], Sequence) and len(kwargs[name]) != count:
+                raise ValueError(
+                    f"{name} is {kwargs[name]}, and num_channels {count}; expected one number for each channel."
+                )
         super().__init__(**kwargs)
         if kwargs.get("crop_size") is None:
             side = self.size.shortest_edge
@@ -64,9 +93,24 @@ class SparseJEPAImageProcessor(PilBackend):
 
     def preprocess(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
         """As in transformers; of floats `do_rescale=False` says what decoding finds by itself, a range from 0 to 1."""
-        if kwargs.get("do_rescale") is False and kwargs.get("do_convert_rgb", self.do_convert_rgb):
-            kwargs["do_rescale"] = _holds_floats(images)
+        if kwargs.get("do_convert_rgb", self.do_convert_rgb):
+            if kwargs.get("do_rescale") is False:
+                kwargs["do_rescale"] = _holds_floats(images)
+            options = {name: kwargs.get(name, getattr(self, name)) for name in ("num_channels", "value_range")}
+            images = self._read(images, input_data_format=kwargs.pop("input_data_format", None), **options)
         return super().preprocess(images, *args, **kwargs)
+
+    def _read(
+        self, image: Any, num_channels: int, value_range: Sequence[float] | None, input_data_format: Any
+    ) -> list[Any] | np.ndarray:
+        """uint8 (H, W, C) of an image, and a list of a list or a batch of images."""
+        if isinstance(image, (list, tuple)) or getattr(image, "ndim", 0) == 4:
+            return [self._read(each, num_channels, value_range, input_data_format) for each in image]
+        if isinstance(image, str) and not os.path.isfile(image):
+            image = super().fetch_images(image)
+        elif isinstance(image, (np.ndarray, torch.Tensor)):
+            image = _channels_last(image, num_channels, input_data_format)
+        return read_pixels(image, num_channels, None if value_range is None else (value_range[0], value_range[1]))
 
     def fetch_images(self, images: Any) -> Any:
         """As in transformers, which knows texts and images alone; also bytes, paths, `datasets`' mappings and 2D."""
@@ -79,30 +123,11 @@ class SparseJEPAImageProcessor(PilBackend):
             return images[..., None] if isinstance(images, np.ndarray) else images[None]
         return super().fetch_images(images)
 
-    def process_image(
-        self,
-        image: Any,
-        do_convert_rgb: bool | None = None,
-        input_data_format: str | ChannelDimension | None = None,
-        image_mean: float | Sequence[float] = 0.5,
-        **kwargs: Any,
-    ) -> np.ndarray:
-        """One image as uint8 (C, H, W), where C is the number of values of `image_mean`."""
-        if not do_convert_rgb:
-            return super().process_image(image, do_convert_rgb=False, input_data_format=input_data_format)
-        num_channels = len(image_mean) if isinstance(image_mean, Sequence) else 3
-        if isinstance(image, (np.ndarray, torch.Tensor)):
-            image = _channels_last(image, num_channels, input_data_format)
-        if num_channels in _MODES:
-            pixels = np.asarray(read_image(image, _MODES[num_channels]))
-        elif isinstance(image, np.ndarray) and image.shape[-1] == num_channels:
-            pixels = to_8_bit(image)
-        else:
-            raise UndecodableImageError(
-                f"The {type(image).__name__} given cannot be read as an image of {num_channels} channels, which is "
-                f"what the model takes; expected an array or tensor with {num_channels} channels."
-            )
-        return np.moveaxis(np.atleast_3d(pixels), -1, 0)
+    def process_image(self, image: Any, do_convert_rgb: bool | None = None, **kwargs: Any) -> np.ndarray:
+        """One image as (C, H, W); uint8 where it was decoded."""
+        if do_convert_rgb:
+            return np.moveaxis(image, -1, 0)
+        return super().process_image(image, do_convert_rgb=False, **kwargs)
 
     def resize(self, image: np.ndarray, *args: Any, **kwargs: Any) -> np.ndarray:
         """As in transformers, channel by channel: PIL would weigh colours by a fourth channel."""
@@ -119,14 +144,16 @@ class SparseJEPAImageProcessor(PilBackend):
         crop_size: SizeDict,
         **kwargs: Any,
     ) -> BatchFeature:
+        side = size.shortest_edge
+        sides = (side, side) if side else (size.height, size.width)
         as_in_training = (
             (do_resize and do_center_crop and resample == PILImageResampling.BICUBIC)
-            and (size.shortest_edge == crop_size.height == crop_size.width and not size.longest_edge)
+            and (sides == (crop_size.height, crop_size.width) and None not in sides and not size.longest_edge)
             and all(image.dtype == np.uint8 for image in images)
         )
         if as_in_training:
             do_resize = do_center_crop = False
-            images = [_square(image, size.shortest_edge) for image in images]
+            images = [fit_pixels(np.moveaxis(image, 0, -1), sides) for image in images]
         return super()._preprocess(
             images,
             do_resize=do_resize,
@@ -142,21 +169,23 @@ def image_processor(
     image_sides: tuple[int, int],
     image_mean: Sequence[float] = (0.5, 0.5, 0.5),
     image_std: Sequence[float] = (0.5, 0.5, 0.5),
+    value_range: Sequence[float] | None = None,
 ) -> SparseJEPAImageProcessor:
     """The processor for a model: what held-out images go through in training.
 
     Args:
-        image_sides: height and width of the model's images, in pixels. Equal sides: short side to theirs, then the
-            centre. Others: every image is stretched to them.
+        image_sides: height and width of the model's images, in pixels. The centre of that aspect ratio is cut out of
+            other images, and resized.
         image_mean: of each of the model's channels, on the scale from 0 to 1.
         image_std: of each channel, on the same scale.
+        value_range: lowest and highest value of the images; None: what their type says.
     """
     height, width = image_sides
     return SparseJEPAImageProcessor(
         size={"shortest_edge": height} if height == width else {"height": height, "width": width},
-        do_center_crop=height == width,
         image_mean=list(image_mean),
         image_std=list(image_std),
+        value_range=None if value_range is None else list(value_range),
     )
 
 
@@ -167,24 +196,19 @@ def _holds_floats(images: Any) -> bool:
     return is_float or (isinstance(images, np.ndarray) and np.issubdtype(images.dtype, np.floating))
 
 
-def _square(image: np.ndarray, side: int) -> np.ndarray:
-    """The central square of uint8 (C, H, W), as uint8 (C, side, side)."""
-    if len(image) == 3:
-        # At once, which gives the same and takes half the time.
-        return np.moveaxis(np.asarray(fit_to_square(Image.fromarray(np.moveaxis(image, 0, -1)), side)), -1, 0)
-    return np.stack([np.asarray(fit_to_square(Image.fromarray(channel), side)) for channel in image])
-
-
 def _channels_last(
     image: np.ndarray | torch.Tensor, num_channels: int, input_data_format: str | ChannelDimension | None
 ) -> np.ndarray:
-    """An array (H, W, C) of one given in either layout."""
+    """An array (H, W) or (H, W, C) of one given in either layout."""
     axis = 0 if isinstance(image, torch.Tensor) else -1
     if isinstance(image, torch.Tensor):
         image = image.detach().cpu()
         image = (image.float() if image.is_floating_point() else image).numpy()
+    if image.ndim != 3:
+        return image
+    counts = _ARRAY_CHANNELS if num_channels in (1, 3, 4) else (num_channels,)
     if input_data_format is not None:
         axis = 0 if ChannelDimension(input_data_format) is ChannelDimension.FIRST else -1
-    elif image.shape[axis] not in (counts := {1, 2, 3, 4, num_channels}) and image.shape[-1 - axis] in counts:
+    elif image.shape[axis] not in counts and image.shape[-1 - axis] in counts:
         axis = -1 - axis
     return np.moveaxis(image, axis, -1)

@@ -50,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         own.checkpoint,
         encoder=own.encoder,
         image_size=own.image_size,
+        num_channels=own.num_channels,
+        value_range=own.value_range,
         trust_remote_code=own.trust_remote_code,
         device=own.device or ("cuda" if torch.cuda.is_available() else "cpu"),
     )
@@ -132,7 +134,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--label_column", help="found if not given")
     add("--feature_kinds", nargs="+", help="LAYERS/POOLING, such as last/mean or groups/mean; default: last/mean")
     add("--encoder", choices=("target", "context"), default="target", help="of this package's models")
-    add("--image_size", type=int, help="pixels a side; default: the checkpoint's")
+    add("--image_size", type=int, nargs="+", help="pixels: the side, or height and width; default: the checkpoint's")
+    add("--num_channels", type=int, default=3, help="of pixels; a checkpoint says its own")
+    add("--value_range", type=float, nargs=2, help="values that are black and white; default: as in training")
     add("--batch_size", type=int, help="images of a forward pass; default: 512, on a CPU 64")
     add("--precision", choices=("no", "bf16", "fp16"), default="no", help="of the encoder")
     add("--device", help="default: the GPU if there is one, else the CPU")

@@ -16,6 +16,7 @@ from typing import Any
 
 from transformers import set_seed
 
+from ..evaluation.encoders import find_processor
 from ..records import provenance
 from ..training import (
     FINE_TUNING_OPTION_TYPES,
@@ -27,7 +28,6 @@ from ..training import (
     pixel_statistics,
     read_config,
     refuse_other_checkpoints,
-    square_side,
     write_options,
 )
 
@@ -46,7 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     origin = provenance()
 
     config = read_config(checkpoint)
-    data = load_finetuning_data(data_args, square_side(config), holds_out=training_args.eval_strategy != "no")
+    if data_args.value_range is None:
+        # As in pre-training.
+        data_args.value_range = getattr(find_processor(checkpoint), "value_range", None)
+    data = load_finetuning_data(data_args, config, holds_out=training_args.eval_strategy != "no")
     # After the data, so that the classifier starts the same whether they were in a cache or not.
     set_seed(training_args.seed)
     statistics = pixel_statistics(checkpoint, data_args.image_mean, data_args.image_std)
@@ -55,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         args=training_args,
         train_dataset=data.train,
         eval_dataset=data.validation,
-        processing_class=image_processor(config.image_sides, *statistics),
+        processing_class=image_processor(config.image_sides, *statistics, data_args.value_range),
     )
     if trainer.is_world_process_zero():
         write_options(folder, model_args, data_args, training_args, name="finetuning_options.yaml")

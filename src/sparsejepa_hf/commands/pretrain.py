@@ -33,6 +33,7 @@ from ..training import (
     write_options,
 )
 from ..training.arguments import has_bf16
+from ..training.options import RECIPES
 
 
 # For images of any kind: of one's own, and of a size of their own.
@@ -51,13 +52,18 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     set_seed(training_args.seed)
 
     config = model_args.build_config()
+    if config.num_channels != 3 and words[0] in RECIPES and not any(map(_is_statistic, words)):
+        # A recipe's are of RGB.
+        data_args.image_mean = data_args.image_std = None
     data = load_pretraining_data(data_args, training_args, config)
     trainer = SparseJEPATrainer(
         model=SparseJEPAForPreTraining(config),
         args=training_args,
         train_dataset=data.train,
         eval_dataset=data.heldout,
-        processing_class=image_processor(config.image_sides, data_args.image_mean, data_args.image_std),
+        processing_class=image_processor(
+            config.image_sides, data_args.image_mean, data_args.image_std, data_args.value_range
+        ),
         # Where there are steps, loading has seen to both.
         knn_datasets=(data.bank, data.heldout) if training_args.needs_knn else None,  # type: ignore[arg-type]
     )
@@ -95,6 +101,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 def _for_this_machine() -> list[str]:
     """What the default recipe leaves to the machine; flags of the user override it."""
     return ["--bf16", str(has_bf16()), "--dataloader_num_workers", str(min(8, os.cpu_count() or 1))]
+
+
+def _is_statistic(word: str) -> bool:
+    return word.startswith(("--image_mean", "--image_std"))
 
 
 def report(results: dict[str, Any]) -> None:

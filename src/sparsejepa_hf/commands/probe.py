@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if len(tasks) < len(own.tasks):
         raise ValueError(f"Two of the data sets have one name: {own.tasks}; expected each name once.")
     options = {"encoder": own.encoder, "untrained": own.untrained, "seed": own.seed, "image_size": own.image_size}
+    options |= {"num_channels": own.num_channels, "value_range": own.value_range}
     options |= {"device": own.probe_device, "trust_remote_code": own.trust_remote_code}
     found = {
         name: evaluator.evaluate(lambda: load_encoder(own.checkpoint, **options), task) for name, task in tasks.items()
@@ -80,7 +81,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--encoder", choices=("target", "context"), default="target", help="of this package's models")
     parser.add_argument("--untrained", action="store_true", help="the same architecture with fresh weights")
     parser.add_argument("--seed", type=int, default=0, help="of the fresh weights")
-    parser.add_argument("--image_size", type=int, default=None, help="pixels a side; default: the checkpoint's")
+    size = "pixels: the side, or height and width; default: the checkpoint's"
+    parser.add_argument("--image_size", type=int, nargs="+", help=size)
+    parser.add_argument("--num_channels", type=int, default=3, help="of pixels; a checkpoint says its own")
+    white = "values that are black and white; default: as in training"
+    parser.add_argument("--value_range", type=float, nargs=2, help=white)
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that the checkpoint brings along")
     parser.add_argument("--output_dir", default="runs/linear_probe", help="keeps features and finished probes")
     parser.add_argument("--results", help="JSON file to write; default: linear_probe.json in --output_dir")

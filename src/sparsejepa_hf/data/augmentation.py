@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..counter_rng import uniform
+from .images import sides_of
 
 
 # Rec. 601 luma, as in torchvision and PIL.
@@ -62,24 +63,26 @@ class BatchAugmentation(nn.Module):
 
     1. `crop="pad"`: a window of the image's size out of the image extended by `crop_padding` pixels on each side by
        reflection, at a uniform integer offset; pixels are copied exactly. Needs images of `image_size`.
-       `crop="resized"`: a random box with area `crop_scale` of the image and aspect ratio (width / height)
-       log-uniform in `crop_ratio`, sides rounded to pixels and cut to the image's, position uniform, resized
-       bilinearly. There is no antialiasing: load images at about `image_size`, where the box is mostly enlarged.
+       `crop="resized"`: a random box with area `crop_scale` of the image and an aspect ratio (width / height) that
+       is the result's times a factor log-uniform in `crop_ratio`, sides rounded to pixels and cut to the image's,
+       position uniform, resized bilinearly. There is no antialiasing: load images at about `image_size`, where the
+       box is mostly enlarged.
        `crop="none"`: no crop. Needs images of `image_size`.
     2. A horizontal flip with probability `horizontal_flip`.
     3. With `color_jitter` j > 0: brightness, contrast and saturation factors, each uniform in [1 - j, 1 + j],
-       applied in that order as in torchvision, but clamped to [0, 1] once, at the end. Saturation is for three
-       channels; the contrast of any other number is about the mean over the channels.
+       applied in that order as in torchvision, but clamped to [0, 1] once, at the end. Saturation is of colours: of
+       three channels, and of the first three of four. The contrast of those is about the mean of their grey, that
+       of any other number about the mean over the channels.
     4. [`normalize_images`].
 
     Args:
-        image_size: side of the result, in pixels.
+        image_size: pixels of the result: the side of a square, or height and width.
         image_mean: mean of each channel, on the scale from 0 to 1.
         image_std: standard deviation of each channel, on the same scale.
         crop: kind of crop.
-        crop_padding: pixels added on each side by `"pad"`, at least 0 and below `image_size`.
+        crop_padding: pixels added on each side by `"pad"`, at least 0 and below the shorter side.
         crop_scale: smallest and largest area of the box of `"resized"`, as fractions of the image in (0, 1].
-        crop_ratio: smallest and largest aspect ratio of that box.
+        crop_ratio: smallest and largest aspect ratio of that box, relative to the result's.
         horizontal_flip: probability from 0 to 1.
         color_jitter: strength j from 0 (none) to 1.
 
@@ -92,7 +95,7 @@ class BatchAugmentation(nn.Module):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: int | Sequence[int],
         image_mean: Sequence[float],
         image_std: Sequence[float],
         *,
@@ -106,7 +109,8 @@ class BatchAugmentation(nn.Module):
         super().__init__()
         if crop not in ("pad", "resized", "none"):
             raise ValueError(f"crop is {crop!r}; expected 'pad', 'resized' or 'none'.")
-        if crop == "pad" and not 0 <= crop_padding < image_size:
+        self.image_sides = sides_of(image_size)
+        if crop == "pad" and not 0 <= crop_padding < min(self.image_sides):
             raise ValueError(f"crop_padding is {crop_padding}; expected at least 0 and below image_size {image_size}.")
         if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
             raise ValueError(f"crop_scale is {crop_scale}; expected two increasing fractions in (0, 1].")
@@ -116,7 +120,6 @@ class BatchAugmentation(nn.Module):
             raise ValueError(f"horizontal_flip is {horizontal_flip}; expected a probability from 0 to 1.")
         if not 0 <= color_jitter <= 1:
             raise ValueError(f"color_jitter is {color_jitter}; expected a strength from 0 to 1.")
-        self.image_size = image_size
         self.crop = crop
         self.crop_padding = crop_padding
         self.crop_scale = tuple(crop_scale)
@@ -135,7 +138,7 @@ class BatchAugmentation(nn.Module):
             keys: int64 (B,), one for each sample (see `counter_rng.stream_keys`); moved to the device of the pixels.
 
         Returns:
-            float32 (B, C, image_size, image_size), normalised, on the device of `pixel_values`.
+            float32 (B, C, height, width), normalised, on the device of `pixel_values`.
 
         Raises:
             TypeError: the pixels are not uint8.
@@ -150,10 +153,11 @@ class BatchAugmentation(nn.Module):
                 f"pixel_values has shape {shape} and keys {tuple(keys.shape)}; expected (B, {channels}, H, W) and "
                 "(B,)."
             )
-        if self.crop != "resized" and shape[2:] != (self.image_size, self.image_size):
+        if self.crop != "resized" and shape[2:] != self.image_sides:
+            height, width = self.image_sides
             raise ValueError(
-                f"pixel_values has {shape[2]} x {shape[3]} pixels; crop={self.crop!r} expects {self.image_size} x "
-                f"{self.image_size}. Load the images at that size, or use crop='resized'."
+                f"pixel_values has {shape[2]} x {shape[3]} pixels; crop={self.crop!r} expects {height} x "
+                f"{width}. Load the images at that size, or use crop='resized'."
             )
         if self.mean.device != pixel_values.device:
             self.to(pixel_values.device)
@@ -170,20 +174,20 @@ class BatchAugmentation(nn.Module):
         return _normalize_(self._jitter_(pixels, draws, is_exact), self.mean, self.std, 1.0)
 
     def _shifted_crop(self, pixels: Tensor, draws: Tensor, flip: Tensor) -> Tensor:
-        size, padding = self.image_size, self.crop_padding if self.crop == "pad" else 0
-        place = torch.arange(size, device=pixels.device)
-        columns = torch.where(flip[:, None], size - 1 - place, place)
+        (height, width), padding = self.image_sides, self.crop_padding if self.crop == "pad" else 0
+        down, across = (torch.arange(side, device=pixels.device) for side in (height, width))
+        columns = torch.where(flip[:, None], width - 1 - across, across)
         if not padding:
-            return _gather(pixels, place.expand_as(columns), columns) if self.horizontal_flip else pixels
+            return _gather(pixels, down.expand(len(flip), -1), columns) if self.horizontal_flip else pixels
         offsets = (draws[:, _TOP : _LEFT + 1] * (2 * padding + 1)).long() - padding
-        rows = _reflect(place + offsets[:, :1], size)
-        return _gather(pixels, rows, _reflect(columns + offsets[:, 1:], size))
+        rows = _reflect(down + offsets[:, :1], height)
+        return _gather(pixels, rows, _reflect(columns + offsets[:, 1:], width))
 
     def _resized_crop(self, pixels: Tensor, draws: Tensor, flip: Tensor) -> Tensor:
         height, width = pixels.shape[-2:]
         top, left, box_height, box_width = self.crop_boxes(draws, height, width).unbind(1)
-        rows = _resize_places(top, box_height, self.image_size)
-        columns = _resize_places(left, box_width, self.image_size)
+        rows = _resize_places(top, box_height, self.image_sides[0])
+        columns = _resize_places(left, box_width, self.image_sides[1])
         columns = torch.where(flip[:, None], columns.flip(1), columns)
         across, down = (2 * columns[:, None, :] + 1) / width - 1, (2 * rows[:, :, None] + 1) / height - 1
         grid = torch.stack(torch.broadcast_tensors(across, down), dim=-1)
@@ -196,7 +200,8 @@ class BatchAugmentation(nn.Module):
         low, high = self.crop_scale
         area = (low + (high - low) * draws[:, _AREA]) * (height * width)
         low, high = (math.log(ratio) for ratio in self.crop_ratio)
-        root_ratio = torch.exp(0.5 * (low + (high - low) * draws[:, _RATIO]))
+        of_result = self.image_sides[1] / self.image_sides[0]
+        root_ratio = torch.exp(0.5 * (low + (high - low) * draws[:, _RATIO])) * math.sqrt(of_result)
         box_height = (area.sqrt() / root_ratio).round().clamp(1, height)
         box_width = (area.sqrt() * root_ratio).round().clamp(1, width)
         top = (draws[:, _TOP] * (height - box_height + 1)).floor()
@@ -207,15 +212,20 @@ class BatchAugmentation(nn.Module):
         """Jitters float pixels from 0 to 255 in place, to values from 0 to 1."""
         factors = 1 - self.color_jitter + 2 * self.color_jitter * draws[:, _BRIGHTNESS:]
         brightness, contrast, saturation = factors.view(-1, 3, 1, 1).unbind(1)
-        if pixels.shape[1] != len(_LUMA):
+        if (num_colors := _num_colors(pixels)) is None:
             saturation = torch.ones_like(saturation)
-        mean_grey = _grey(_channel_means(pixels, is_exact))
+        colors = pixels[:, :num_colors]
+        mean_grey = _grey(_channel_means(colors, is_exact))
         # Without clamps in between, the three are one affine map: x -> scale * x + grey_scale * grey(x) + shift.
         scale = saturation * contrast * brightness / 255.0
         grey_scale = (1 - saturation) * contrast * brightness / 255.0
         shift = (1 - contrast) * brightness * mean_grey / 255.0
-        grey = _grey(pixels).mul_(grey_scale).add_(shift)
-        return pixels.mul_(scale.unsqueeze(1)).add_(grey.unsqueeze(1)).clamp_(0.0, 1.0)
+        grey = _grey(colors).mul_(grey_scale).add_(shift)
+        if num_colors is not None and pixels.shape[1] > num_colors:
+            # What is no colour has no saturation.
+            pixels[:, num_colors:].mul_((contrast * brightness / 255.0).unsqueeze(1)).add_(shift.unsqueeze(1))
+        colors.mul_(scale.unsqueeze(1)).add_(grey.unsqueeze(1))
+        return pixels.clamp_(0.0, 1.0)
 
 
 def _reflect(places: Tensor, size: int) -> Tensor:
@@ -236,6 +246,11 @@ def _resize_places(start: Tensor, length: Tensor, size: int) -> Tensor:
     steps = torch.arange(size, device=start.device, dtype=torch.float32) + 0.5
     inside = steps * (length[:, None] / size) - 0.5
     return start[:, None] + torch.minimum(inside.clamp(min=0), length[:, None] - 1)
+
+
+def _num_colors(pixels: Tensor) -> int | None:
+    """How many of the first channels of (B, C, H, W) are red, green and blue; None where none is."""
+    return len(_LUMA) if pixels.shape[1] in (len(_LUMA), len(_LUMA) + 1) else None
 
 
 def _grey(pixels: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
-"""Torch data sets of square uint8 images, with damaged images skipped, counted and reported."""
+"""Torch data sets of uint8 images of one shape, with damaged images skipped, counted and reported."""
 
 import itertools
+import math
 import operator
 import os
 import warnings
@@ -10,21 +11,32 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import datasets
+import fsspec.asyn  # type: ignore[import-untyped]
 import numpy as np
 import torch
 from datasets.distributed import split_dataset_by_node
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
-from .images import UndecodableImageError, resize_to_square, to_rgb
+from .images import PixelFormat, UndecodableImageError, warn_of_dark_images
 from .loading import refuse_transform
+from .row_files import row_opener
 
+
+logger = logging.get_logger(__name__)
 
 CACHE_LIMIT_BYTES = 2 * 1024**3
+# From so many shards a reader on, a stream is shared by shards: parts then differ by a sixteenth at most.
+_SHARDS_A_READER = 16
+_ROWS_AT_ONCE = 16
 _CHUNK = 256
+# Images whose values are looked at before the others are.
+_LOOKED_AT = 8
 _MIN_SEEN = 100
 _SHOWN_FAILURES = 3
+_MAX_WORKERS = 255
 _MISSING_LABEL = -1
 _NO_LABEL = object()
 
@@ -39,7 +51,7 @@ class ImageBatch(Sequence[Example]):
     """B examples that lie in one tensor: [`collate_images`] takes it whole, any other collator sees examples.
 
     Args:
-        pixel_values: uint8 (B, 3, S, S).
+        pixel_values: uint8 (B, C, H, W).
         labels: int64 (B,), or None without labels.
     """
 
@@ -69,14 +81,18 @@ class ImageDataset(torch.utils.data.Dataset):
 
     Args:
         dataset: with a column `image` and optionally `label` (see [`load_image_dataset`]).
-        image_size: side of the square images, in pixels (see [`resize_to_square`]).
+        image_size: pixels: the side of a square, or height and width. Of other images the centre of that aspect ratio
+            is taken and resized.
         cache: True, False, or `"auto"`: cache if all pixels take at most 2 GiB.
         max_bad_fraction: the most undecodable images allowed, as a fraction of those seen; checked from 100 images
             on, and at the end of the caching pass.
         num_threads: threads of the caching pass; up to 4 by the number of cores if None.
+        num_channels: C: 1 grey, 3 RGB, 4 RGBA; of any other number images are arrays of as many channels (see
+            [`read_pixels`]).
+        value_range: lowest and highest value of the images, which become 0 and 255; None: those of their type.
 
     Attributes:
-        pixel_values: uint8 (N, 3, image_size, image_size) when cached, else None.
+        pixel_values: uint8 (N, C, height, width) when cached, else None.
         labels: int64 (N,) when the data set has labels and is cached, else None. A missing label is -1.
         source_indices: int64 (N,) when cached, else None: the row of `dataset` each image came from.
 
@@ -88,16 +104,19 @@ class ImageDataset(torch.utils.data.Dataset):
     def __init__(
         self,
         dataset: datasets.Dataset,
-        image_size: int,
+        image_size: int | Sequence[int],
         *,
         cache: bool | Literal["auto"] = "auto",
         max_bad_fraction: float = 0.01,
         num_threads: int | None = None,
+        num_channels: int = 3,
+        value_range: Sequence[float] | None = None,
     ) -> None:
         if len(dataset) == 0:
             raise ValueError("The data set given is empty; expected at least one image.")
-        self.image_size = image_size
         self._source = undecoded(dataset)
+        opener = row_opener(self._source.features["image"])
+        self.pixel_format = PixelFormat(image_size, num_channels, value_range, opener)
         self._tally = _Tally(max_bad_fraction)
         self.has_labels = "label" in self._source.column_names
         self.pixel_values: Tensor | None = None
@@ -106,20 +125,22 @@ class ImageDataset(torch.utils.data.Dataset):
         if cache not in (True, False, "auto"):
             raise ValueError(f"cache is {cache!r}; expected True, False or 'auto'.")
         if cache == "auto":
-            cache = len(dataset) * 3 * image_size**2 <= CACHE_LIMIT_BYTES
+            cache = len(dataset) * math.prod(self.pixel_format.shape) <= CACHE_LIMIT_BYTES
         if cache:
             self._fill_cache(num_threads or min(4, os.cpu_count() or 1))
+        a_few = self._source[:: max(1, len(dataset) // _LOOKED_AT)]["image"]
+        warn_of_dark_images(a_few, self.pixel_format)
 
     def __len__(self) -> int:
         return len(self._source) if self.pixel_values is None else len(self.pixel_values)
 
     @property
     def num_bad(self) -> int:
-        """How often an undecodable image was met in this process."""
+        """How often an undecodable image was met in this process and its DataLoader workers."""
         return self._tally.bad
 
     def __getitem__(self, index: int) -> Example:
-        """One example: `pixel_values`, uint8 (3, image_size, image_size), and `labels`, int, if there are labels."""
+        """One example: `pixel_values`, uint8 (C, height, width), and `labels`, int, if there are labels."""
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> ImageBatch:
@@ -132,12 +153,12 @@ class ImageDataset(torch.utils.data.Dataset):
         if self.pixel_values is not None:
             return ImageBatch(self.pixel_values[indices], None if self.labels is None else self.labels[indices])
         rows = self._source[indices]
-        pixels = np.empty((len(indices), 3, self.image_size, self.image_size), dtype=np.uint8)
+        pixels = np.empty((len(indices), *self.pixel_format.shape), dtype=np.uint8)
         labels = rows["label"] if self.has_labels else [None] * len(indices)
         for place, (index, image) in enumerate(zip(indices, rows["image"], strict=True)):
             # The image itself or, where it cannot be decoded, the next one that can be.
             for offset in range(1, count + 1):
-                decoded = decode_to_square(image, self.image_size)
+                decoded = self.pixel_format.try_read(image)
                 if not isinstance(decoded, UndecodableImageError):
                     self._tally.count(1, [])
                     pixels[place] = decoded
@@ -150,8 +171,8 @@ class ImageDataset(torch.utils.data.Dataset):
         return ImageBatch(torch.from_numpy(pixels), _label_tensor(labels) if self.has_labels else None)
 
     def _fill_cache(self, num_threads: int) -> None:
-        count, size = len(self._source), self.image_size
-        pixels = np.empty((count, 3, size, size), dtype=np.uint8)
+        count = len(self._source)
+        pixels = np.empty((count, *self.pixel_format.shape), dtype=np.uint8)
         good = np.ones(count, dtype=bool)
         labels = np.empty(count, dtype=np.int64)
         arrow = self._source.with_format("arrow")
@@ -160,7 +181,7 @@ class ImageDataset(torch.utils.data.Dataset):
             table = arrow[start : min(start + _CHUNK, count)]
             failures = []
             for row, image in enumerate(table.column("image").to_pylist(), start):
-                decoded = decode_to_square(image, size)
+                decoded = self.pixel_format.try_read(image)
                 if isinstance(decoded, UndecodableImageError):
                     failures.append((row, decoded))
                 else:
@@ -191,15 +212,18 @@ class ImageDataset(torch.utils.data.Dataset):
 class StreamingImageDataset(torch.utils.data.IterableDataset):
     """Images of a `datasets.IterableDataset` as uint8 tensors, in bounded memory, read once or without end.
 
-    Undecodable images are skipped, with one warning, and an error once too many are bad. Several DataLoader workers
-    share the shards of the source, which are its files, or the row groups of local Parquet files: more workers than
-    shards stay idle. Several processes: under Accelerate and the Trainer leave `rank` and `world_size` alone, since
-    they hand out the batches read by the main process; in a loop of your own, give them, and each process reads its
-    own part. Parts may differ by a shard: with `repeat` no process ends before the others.
+    Undecodable images are skipped, with one warning, and an error once too many are bad. Several processes: under
+    Accelerate and the Trainer leave `rank` and `world_size` alone, since they hand out the batches read by the main
+    process; in a loop of your own, give them, and each process reads its own part.
+
+    Processes and their DataLoader workers are readers that share the images. A source of at least 16 shards a reader
+    is shared by shards, which are its files, or the row groups of local Parquet files; parts then differ by about a
+    shard. A source of fewer is shared image by image: each reader reads all of it and decodes its part, so that
+    readers take each image once before they take any again, and differ by one image at most.
 
     Args:
         dataset: with a column `image` and optionally `label` (see [`load_image_dataset`]).
-        image_size: side of the square images, in pixels.
+        image_size: pixels: the side of a square, or height and width, as for [`ImageDataset`].
         shuffle_buffer_size: examples held (undecoded) to draw from at random; 0 keeps the order of the source.
         seed: seed of the shuffling; the order changes with `set_epoch`.
         max_bad_fraction: the most undecodable images allowed, as a fraction of those seen; checked from 100 on.
@@ -207,6 +231,8 @@ class StreamingImageDataset(torch.utils.data.IterableDataset):
             its place by skipping what it has read.
         rank: number of this process, below `world_size`.
         world_size: number of processes that share the source.
+        num_channels: as for [`ImageDataset`].
+        value_range: as for [`ImageDataset`].
 
     Raises:
         ValueError: the data set has no column `image`.
@@ -216,7 +242,7 @@ class StreamingImageDataset(torch.utils.data.IterableDataset):
     def __init__(
         self,
         dataset: datasets.IterableDataset,
-        image_size: int,
+        image_size: int | Sequence[int],
         *,
         shuffle_buffer_size: int = 1000,
         seed: int = 0,
@@ -224,21 +250,30 @@ class StreamingImageDataset(torch.utils.data.IterableDataset):
         repeat: bool = False,
         rank: int = 0,
         world_size: int = 1,
+        num_channels: int = 3,
+        value_range: Sequence[float] | None = None,
     ) -> None:
-        self.image_size = image_size
         self.repeat = repeat
         self._tally = _Tally(max_bad_fraction)
+        self.rank, self.world_size = rank, world_size
         dataset = undecoded(dataset)
+        opener = row_opener(dataset.features["image"])
+        self.pixel_format = PixelFormat(image_size, num_channels, value_range, opener)
         self.has_labels = "label" in dataset.column_names
         if shuffle_buffer_size > 0:
             dataset = dataset.shuffle(seed=seed, buffer_size=shuffle_buffer_size)
-        if world_size > 1:
-            dataset = split_dataset_by_node(dataset, rank=rank, world_size=world_size)
+        if world_size > 1 and dataset.num_shards >= _SHARDS_A_READER * world_size:
+            # The shards are shared here, and each part among its workers below.
+            if dataset.num_shards % world_size:
+                dataset = dataset.shard(world_size, rank, contiguous=False)
+            else:
+                dataset = split_dataset_by_node(dataset, rank=rank, world_size=world_size)
+            self.rank, self.world_size = 0, 1
         self._source = dataset
 
     @property
     def num_bad(self) -> int:
-        """How often an undecodable image was met in this process."""
+        """How often an undecodable image was met in this process and its DataLoader workers."""
         return self._tally.bad
 
     def set_epoch(self, epoch: int) -> None:
@@ -246,31 +281,61 @@ class StreamingImageDataset(torch.utils.data.IterableDataset):
         self._source.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[Example]:
+        worker = torch.utils.data.get_worker_info()
+        num_workers, worker_id = (1, 0) if worker is None else (worker.num_workers, worker.id)
+        readers, reader = self.world_size * num_workers, self.rank * num_workers + worker_id
+        by_image = readers > 1 and self._source.num_shards < _SHARDS_A_READER * readers
+        if by_image:
+            self._begin_to_share(readers, reader)
+        # Counted on from epoch to epoch, so that no reader gets ahead of another.
+        turns = itertools.count()
         for epoch in itertools.count():
             if self.repeat:
                 self._source.set_epoch(epoch)
             is_empty = True
             # `datasets` splits its shards among the DataLoader's workers by itself.
-            for position, row in enumerate(self._source):
-                decoded = decode_to_square(row["image"], self.image_size)
+            for position, row in enumerate(self._all_rows() if by_image else self._source):
+                is_empty = False
+                if by_image and next(turns) % readers != reader:
+                    continue
+                decoded = self.pixel_format.try_read(row["image"])
                 if isinstance(decoded, UndecodableImageError):
                     self._tally.count(1, [(position, decoded)])
                     continue
                 self._tally.count(1, [])
-                is_empty = False
                 example: Example = {"pixel_values": torch.from_numpy(decoded)}
                 if self.has_labels:
                     label = row.get("label")
                     example["labels"] = _MISSING_LABEL if label is None else int(label)
                 yield example
-            if is_empty or not self.repeat:
+            # Nor would there be an end where all images are undecodable.
+            if is_empty or not self.repeat or self._tally.bad == self._tally.seen > 0:
                 return
+
+    def _all_rows(self) -> Iterator[Any]:
+        """Every row of an epoch, in one order for all readers: by batches, `datasets` does not look at workers."""
+        for batch in self._source.iter(_ROWS_AT_ONCE):
+            for place in range(len(batch["image"])):
+                yield {column: values[place] for column, values in batch.items()}
+
+    def _begin_to_share(self, readers: int, reader: int) -> None:
+        # A lock of the process that forked this one would never be given free.
+        fsspec.asyn.reset_lock()
+        if reader == 0:
+            logger.warning(
+                f"The stream has {self._source.num_shards} shards for {readers} readers (processes times workers), so "
+                f"it is shared image by image: each reads all of it and decodes one image in {readers}. With "
+                f"{_SHARDS_A_READER * readers} shards or more (files, or row groups of local Parquet files), each "
+                "would read its own."
+            )
 
 
 def build_image_dataset(
     dataset: datasets.Dataset | datasets.IterableDataset,
-    image_size: int,
+    image_size: int | Sequence[int],
     *,
+    num_channels: int = 3,
+    value_range: Sequence[float] | None = None,
     cache: bool | Literal["auto"] = "auto",
     max_bad_fraction: float = 0.01,
     num_threads: int | None = None,
@@ -290,8 +355,18 @@ def build_image_dataset(
             seed=seed,
             max_bad_fraction=max_bad_fraction,
             repeat=repeat,
+            num_channels=num_channels,
+            value_range=value_range,
         )
-    return ImageDataset(dataset, image_size, cache=cache, max_bad_fraction=max_bad_fraction, num_threads=num_threads)
+    return ImageDataset(
+        dataset,
+        image_size,
+        cache=cache,
+        max_bad_fraction=max_bad_fraction,
+        num_threads=num_threads,
+        num_channels=num_channels,
+        value_range=value_range,
+    )
 
 
 class ResidentImages(torch.utils.data.Dataset):
@@ -322,7 +397,7 @@ class ResidentImages(torch.utils.data.Dataset):
         return {"places": index}
 
     def gather(self, places: Tensor) -> Tensor:
-        """Images, uint8 (B, 3, S, S), at `places`, int64 (B,), of the device."""
+        """Images, uint8 (B, C, H, W), at `places`, int64 (B,), of the device."""
         return self._pixel_values.index_select(0, places)
 
 
@@ -436,28 +511,39 @@ def _class_number(label: Any) -> int:
 
 
 class _Tally:
-    """Counts images seen and images undecodable, and keeps the first failures."""
+    """Counts images seen and undecodable over a process and its DataLoader workers; keeps the first failures."""
 
     def __init__(self, max_bad_fraction: float) -> None:
         if not 0 <= max_bad_fraction <= 1:
             raise ValueError(f"max_bad_fraction is {max_bad_fraction}; expected a number from 0 to 1.")
         self.max_bad_fraction = max_bad_fraction
-        self.seen = 0
-        self.bad = 0
         self.failures: list[str] = []
+        # Shared with workers. Each writes a row of its own, since additions to one number could be lost.
+        self._counts = torch.zeros(_MAX_WORKERS + 1, 2, dtype=torch.int64).share_memory_()
+
+    @property
+    def seen(self) -> int:
+        return int(self._counts.numpy()[:, 0].sum())
+
+    @property
+    def bad(self) -> int:
+        return int(self._counts.numpy()[:, 1].sum())
 
     def count(self, seen: int, failures: Sequence[tuple[int, UndecodableImageError]]) -> None:
         """Counts `seen` images, of which `failures`, (index, error), are bad; raises as soon as too many are."""
-        before = self.bad
-        self.seen += seen
-        self.bad += len(failures)
+        worker = torch.utils.data.get_worker_info()
+        before = self.bad if failures else 0
+        own = self._counts.numpy()[0 if worker is None else 1 + worker.id % _MAX_WORKERS]
+        own += (seen, len(failures))
         room = _SHOWN_FAILURES - len(self.failures)
         self.failures += [f"image {index}: {error}" for index, error in failures][:room]
         if failures and not before:
             self.warn(f"Undecodable images are skipped; the first is {self.failures[0]}")
-        elif len(str(self.bad)) > len(str(before)):
+        elif failures and len(str(before + len(failures))) > len(str(before)):
             self.warn(f"{self.bad} of {self.seen} images could not be decoded and were skipped so far.")
-        self.check(_MIN_SEEN)
+        # To add up for each image would take longer than a small one.
+        if failures or own[0] % _MIN_SEEN < seen:
+            self.check(_MIN_SEEN)
 
     @staticmethod
     def warn(message: str) -> None:
@@ -465,14 +551,15 @@ class _Tally:
 
     def check(self, min_seen: int) -> None:
         """Raises a `TooManyBadImagesError` if, of at least `min_seen` images, too many are bad."""
-        if self.bad and self.seen >= min_seen and self.bad > self.max_bad_fraction * self.seen:
+        bad, seen = self.bad, self.seen
+        if bad and seen >= min_seen and bad > self.max_bad_fraction * seen:
             raise TooManyBadImagesError(self.summary())
 
     def summary(self) -> str:
+        first = f" The first: {' '.join(self.failures)}" if self.failures else ""
         return (
             f"{self.bad} of the {self.seen} images seen ({self.bad / self.seen:.1%}) could not be decoded; expected "
-            f"at most {self.max_bad_fraction:.1%} (max_bad_fraction). Mend the data set or allow more. The first: "
-            + " ".join(self.failures)
+            f"at most {self.max_bad_fraction:.1%} (max_bad_fraction). Mend the data set or allow more.{first}"
         )
 
 
@@ -485,17 +572,8 @@ def undecoded(dataset: Any) -> Any:
         )
     refuse_transform(dataset)
     # Decoding inside `datasets` would stop at the first damaged image.
-    return dataset.with_format(None).cast_column("image", datasets.Image(decode=False))
-
-
-def decode_to_square(image: Any, size: int) -> np.ndarray | UndecodableImageError:
-    """Pixels uint8 (3, size, size) of an image, or, as a value, why it cannot be decoded."""
-    if image is None:
-        return UndecodableImageError("The image is missing (null).")
-    try:
-        return resize_to_square(to_rgb(image), size)
-    except UndecodableImageError as error:
-        return error
+    rule = getattr(dataset.features["image"], "id", None)
+    return dataset.with_format(None).cast_column("image", datasets.Image(decode=False, id=rule))
 
 
 def _label_tensor(labels: Sequence[int | None]) -> Tensor:

@@ -2,30 +2,39 @@
 """One entry for every source of images: the Hub, local files, loaded data sets and the built-in scenes."""
 
 import glob
+import io
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 from datasets import (
+    Array2D,
+    Array3D,
     ClassLabel,
     Dataset,
     DatasetDict,
+    Features,
     Image,
     IterableDataset,
     IterableDatasetDict,
     Value,
+    config,
     load_dataset,
     load_from_disk,
 )
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from huggingface_hub.constants import HF_HUB_CACHE
 from transformers.utils import logging
 
+from .row_files import image_feature
 from .scenes import build_scenes
+from .webdataset import ImageTars
 
 
 logger = logging.get_logger(__name__)
@@ -36,6 +45,7 @@ SCENE_STYLES: Mapping[str, str] = {SYNTHETIC_SCENES: "plain", TEXTURED_SCENES: "
 _SYNTHETIC_SIZE = 4096
 _BUILDER_OF_SUFFIX = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
 _BUILDER_OF_SUFFIX.update(dict.fromkeys(ImageFolder.EXTENSIONS, "imagefolder"))
+_BUILDER_OF_SUFFIX[".npy"] = "arrayfolder"
 _SPLIT_OF_WORD = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
@@ -43,11 +53,18 @@ _SPLIT_OF_WORD = {
 }
 # What `datasets` reads beside images.
 _METADATA_NAMES = ("metadata.csv", "metadata.jsonl")
+_BRACES = re.compile(r"\{(?:(?P<first>\d+)\.\.(?P<last>\d+)|(?P<words>[^{}]*,[^{}]*))\}")
 _SHARD_NAME = re.compile(r"(?P<split>\w+(?:[.-]\w+)*?)-\d+-of-\d+")
-_BYTES_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
+_BYTES_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "npy")
 _LABEL_NAMES = ("label", "labels", "fine_label", "coarse_label", "cls", "count")
 
 AnyDataset: TypeAlias = Dataset | IterableDataset
+
+
+class ArrayFolder(ImageFolder):
+    """`datasets`' reader of folders of images, for images that are arrays in `.npy` files."""
+
+    EXTENSIONS: ClassVar[list[str]] = [".npy"]
 
 
 def load_image_dataset(
@@ -62,16 +79,18 @@ def load_image_dataset(
     max_examples: int | None = None,
     seed: int = 0,
     cache_dir: str | Path | None = None,
+    trust_paths: bool = False,
 ) -> AnyDataset:
     """Loads images, with labels where there are any, from any of these sources.
 
     Args:
         source: `"synthetic-scenes"` or `"textured-scenes"` (see [`build_scenes`]; 32 pixels, `max_examples` of them,
-            else 4096); a folder of images, flat or with one folder per class, below `train`, `test`, ... folders or
-            not; a folder, file or glob of Parquet, Arrow or WebDataset (`.tar`) files, whose split is read from names
-            such as `train-00000-of-00002.parquet` or from folder names; a folder written by `save_to_disk`; a data
-            set of the `datasets` library; or the name of a data set on the Hub. What exists on disk goes before the
-            Hub.
+            else 4096); a folder of images or, without images, of `.npy` files, flat or with one folder per class,
+            below `train`, `test`, ... folders or not; a folder, file or glob of Parquet, Arrow or WebDataset (`.tar`) files, whose split is read from names
+            such as `train-00000-of-00002.parquet` or from folder names; such files at an address that fsspec reads
+            (`https://`, `s3://`, `hf://datasets/`); a folder written by `save_to_disk`; a data set of the `datasets`
+            library; or the name of a data set on the Hub. Paths and addresses may hold brace lists, such as
+            `train-{000..012}.tar` or `{a,b}.parquet`. What exists on disk goes before the Hub.
         split: which split, as in `datasets` (`"train[:10%]"` works for local files and the Hub). `val` and `dev`
             mean `validation` for local files. A single file, or a glob that covers one split only, is taken whole
             whatever the split. Ignored for a `Dataset` or `IterableDataset`.
@@ -85,6 +104,9 @@ def load_image_dataset(
             streaming. All if there are fewer.
         seed: seed of the subset, and of the scenes.
         cache_dir: where `datasets` keeps its prepared files; its own default if None.
+        trust_paths: rows may name any file and any address, which is fetched. By default the rows of what is given by
+            name hold bytes or name files of its own folder or repository, and those of a data set of the `datasets`
+            library may name local files too; other images count as undecodable.
 
     Returns:
         A `Dataset`, or an `IterableDataset` when streaming, with the column `image` and, where a label was found,
@@ -98,10 +120,15 @@ def load_image_dataset(
     """
     if max_examples is not None and max_examples < 1:
         raise ValueError(f"max_examples is {max_examples}; expected at least 1, or None for all examples.")
-    dataset = _load(source, split, name, streaming, max_examples, seed, cache_dir)
+    others = (*_LABEL_NAMES, *([] if label_column is None else [label_column]), *extra_columns)
+    options = _Options(streaming, None if cache_dir is None else str(cache_dir), image_column, others)
+    dataset, roots = _load(source, split, name, max_examples, seed, options)
+    # Where `datasets` listed files itself, rows name what it found.
+    trust_paths = trust_paths or (roots is None and dataset.info.builder_name == "imagefolder")
     if streaming and isinstance(dataset, Dataset):
         dataset = dataset.to_iterable_dataset()
-    dataset = _select_columns(dataset, image_column, label_column, extra_columns)
+    image = partial(image_feature, roots, trust_paths)
+    dataset = _select_columns(dataset, image_column, label_column, extra_columns, image)
     if max_examples is None:
         return dataset
     if isinstance(dataset, IterableDataset):
@@ -115,7 +142,8 @@ def find_image_column(features: Mapping[str, Any]) -> str:
     """Name of the column that holds the images.
 
     It is the only one of type `datasets.Image`; of several, the one named `image`, else `img`; of none, the only
-    column of raw bytes (or a struct with bytes) with a name such as `image`, `jpg`, `png` or `webp`.
+    column of raw bytes (or a struct with bytes) with a name such as `image`, `jpg`, `png` or `webp`; or the only
+    column of arrays of two or three dimensions.
 
     Raises:
         ValueError: no column or several fit; the message lists the columns with their types.
@@ -127,6 +155,7 @@ def find_image_column(features: Mapping[str, Any]) -> str:
             is_bytes = isinstance(content, Value) and content.dtype in ("binary", "large_binary")
             if column.lower() in _BYTES_NAMES and is_bytes:
                 images.append(column)
+    images = images or [column for column, feature in features.items() if isinstance(feature, (Array2D, Array3D))]
     if len(images) == 1:
         return images[0]
     for column in ("image", "img"):
@@ -187,51 +216,62 @@ def align_classes(dataset: Dataset, reference: Dataset, names: tuple[str, str] =
     return dataset.remove_columns("label").add_column("label", labels, feature=other)
 
 
+class _Options(NamedTuple):
+    """How files are read. `others`: the columns beside the image that are of use, of those a WebDataset may have."""
+
+    streaming: bool
+    cache_dir: str | None
+    image_column: str | None
+    others: tuple[str, ...]
+
+    @property
+    def of_datasets(self) -> dict[str, Any]:
+        return {"streaming": self.streaming, "cache_dir": self.cache_dir}
+
+
 def _load(
-    source: Any,
-    split: str,
-    name: str | None,
-    streaming: bool,
-    max_examples: int | None,
-    seed: int,
-    cache_dir: str | Path | None,
-) -> AnyDataset:
+    source: Any, split: str, name: str | None, max_examples: int | None, seed: int, options: _Options
+) -> tuple[AnyDataset, list[str] | None]:
+    """The data set, and below which folders its rows may name files; None: anywhere on disk."""
     path = Path(source).expanduser() if isinstance(source, (str, Path)) else None
     style = SCENE_STYLES.get(str(source))
-    is_glob = path is not None and glob.has_magic(str(path))
-    if name is not None and (path is None or style or is_glob or path.exists()):
+    is_address = "://" in str(source)
+    is_glob = path is not None and (glob.has_magic(str(path)) or bool(_BRACES.search(str(path))))
+    if name is not None and (path is None or style or is_address or is_glob or path.exists()):
         raise ValueError(
             f"name is {name!r}, the configuration of a Hub data set, but the source is "
             f"{source if isinstance(source, str) else type(source).__name__!r}, which has none. Leave name out."
         )
     if isinstance(source, (Dataset, IterableDataset)):
-        return source
+        return source, None
     if isinstance(source, (DatasetDict, IterableDatasetDict)):
-        return source[_pick_split(split, source, "The data set given")]
+        return source[_pick_split(split, source, "The data set given")], None
     if path is None:
         raise TypeError(
             f"The source given is a {type(source).__name__}; expected a name, a path or a data set of `datasets`."
         )
     if style is not None:
         size, split = max_examples or _SYNTHETIC_SIZE, _SPLIT_OF_WORD.get(split, split)
-        return build_scenes(size, style=style, seed=seed, split=split)
-    options = {"streaming": streaming, "cache_dir": None if cache_dir is None else str(cache_dir)}
+        return build_scenes(size, style=style, seed=seed, split=split), None
+    if is_address:
+        return _load_address(str(source), split, options)
     if path.is_dir():
-        dataset = _load_folder(path, split, options)
+        dataset, root = _load_folder(path, split, options), path
     elif path.is_file():
-        dataset = _load_files([path], path.parent, split, options, is_folder=False)
+        dataset, root = _load_files([path], path.parent, split, options, is_folder=False), path.parent
     elif is_glob:
-        dataset = _load_glob(path, split, options)
+        files, root = _matching_files(path)
+        dataset = _load_files(files, root, split, options, is_folder=False)
     else:
         return _load_from_hub(str(source), split, name, options)
     # A parquet file that is read as a whole is buffered as a whole; row group by row group, it is not. Where only the
     # first examples are kept, `datasets` would share their number out over the row groups.
     if max_examples is None and isinstance(dataset, IterableDataset) and hasattr(dataset, "reshard"):
-        return dataset.reshard()
-    return dataset
+        dataset = dataset.reshard()
+    return dataset, [str(root.absolute())]
 
 
-def _load_folder(folder: Path, split: str, options: dict[str, Any]) -> AnyDataset:
+def _load_folder(folder: Path, split: str, options: _Options) -> AnyDataset:
     saved = folder
     if (folder / "dataset_dict.json").is_file():
         splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
@@ -268,20 +308,80 @@ def _files_below(folder: Path) -> list[Path]:
     return sorted(files)
 
 
-def _load_glob(pattern: Path, split: str, options: dict[str, Any]) -> AnyDataset:
-    files = [Path(path) for path in sorted(glob.glob(str(pattern), recursive=True))]
-    if not files:
-        raise FileNotFoundError(f"No file matches the pattern {str(pattern)!r}, looked up from {str(Path.cwd())!r}.")
-    fixed = [part for part in pattern.parts if glob.has_magic(part)][0]
-    return _load_files(files, Path(*pattern.parts[: pattern.parts.index(fixed)]), split, options, is_folder=False)
+def _expand_braces(pattern: str) -> list[str]:
+    """`a{0..2}.tar` and `a{0,1,2}.tar` -> a0.tar, a1.tar, a2.tar; numbers keep their zeros, as in a shell."""
+    found = _BRACES.search(pattern)
+    if found is None:
+        return [pattern]
+    first, last = found["first"], found["last"]
+    if first is None:
+        words = found["words"].split(",")
+    else:
+        step = 1 if int(first) <= int(last) else -1
+        words = [f"{number:0{len(first)}}" for number in range(int(first), int(last) + step, step)]
+    start, end = pattern[: found.start()], pattern[found.end() :]
+    return [start + word + rest for rest in _expand_braces(end) for word in words]
 
 
-def _load_files(files: list[Path], root: Path, split: str, options: dict[str, Any], is_folder: bool) -> AnyDataset:
+def _matching_files(pattern: Path) -> tuple[list[Path], Path]:
+    """The files of a glob pattern or a brace list, and the folder that they share."""
+    files: list[Path] = []
+    patterns = _expand_braces(str(pattern))
+    for each in patterns:
+        # A name that exists is no pattern.
+        found = [each] if Path(each).is_file() else sorted(glob.glob(each, recursive=True))
+        if not found:
+            what = f"the pattern {str(pattern)!r}" + (f", nor {each!r} of its list" if len(patterns) > 1 else "")
+            raise FileNotFoundError(f"No file matches {what}, looked up from {str(Path.cwd())!r}.")
+        files += [Path(path) for path in found if Path(path) not in files]
+    is_fixed = [not glob.has_magic(part) and not _BRACES.search(part) for part in pattern.parts]
+    return files, Path(*pattern.parts[: is_fixed.index(False)])
+
+
+def _load_address(source: str, split: str, options: _Options) -> tuple[AnyDataset, list[str]]:
+    """Files at an address that fsspec reads, or a data set repository by its address."""
+    repository = re.fullmatch(r"hf://datasets/([\w.-]+/[\w.-]+)/?", source)
+    if repository:
+        return _load_from_hub(repository[1], split, None, options)
+    addresses = _expand_braces(source)
+    names = [Path(address.partition("?")[0].partition("://")[2]) for address in addresses]
+    kinds = sorted({_BUILDER_OF_SUFFIX.get(name.suffix.lower(), "another format") for name in names})
+    if len(kinds) > 1 or kinds[0] == "another format":
+        raise ValueError(
+            f"The address {source!r} leads to files for {' and '.join(kinds)}; expected files of one of "
+            ".parquet, .arrow, .tar or an image format, such as https://host/train-{000..012}.tar. A folder cannot be "
+            "listed by its address: name the files, or download the folder."
+        )
+    by_split: dict[str, list[str]] = {}
+    for address, name in zip(addresses, names, strict=True):
+        by_split.setdefault(_split_of_data_file(Path(name.name)), []).append(address)
+    base = split.partition("[")[0]
+    if len(by_split) == 1:
+        by_split = {base: next(iter(by_split.values()))}
+    chosen = _pick_split(base, by_split, repr(source))
+    try:
+        dataset = _read(kinds[0], chosen, by_split[chosen], split.replace(base, chosen, 1), options)
+    except ImportError as error:
+        raise ImportError(f"The address {source!r} needs a package that is not installed: {error}.") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"No file was found at {source!r} ({error}). Check the address.") from error
+    except (OSError, TimeoutError) as error:
+        raise ConnectionError(
+            f"{source!r} could not be read ({type(error).__name__}: {error}). Check the address and the connection, "
+            "or give a local path."
+        ) from error
+    return dataset, sorted({address.rpartition("/")[0] for address in addresses})
+
+
+def _load_files(files: list[Path], root: Path, split: str, options: _Options, is_folder: bool) -> AnyDataset:
     kinds = sorted({_BUILDER_OF_SUFFIX[p.suffix.lower()] for p in files if p.suffix.lower() in _BUILDER_OF_SUFFIX})
     if not kinds:
         raise FileNotFoundError(
             f"No images and no .parquet, .arrow or .tar files were found in {str(root)!r}; expected one of them."
         )
+    if len(kinds) > 1 and "arrayfolder" in kinds:
+        # Beside images, an array is something else, such as an embedding.
+        kinds.remove("arrayfolder")
     if len(kinds) > 1:
         raise ValueError(
             f"{str(root)!r} mixes files for {' and '.join(kinds)}; expected one kind. Choose with a glob pattern, "
@@ -293,12 +393,27 @@ def _load_files(files: list[Path], root: Path, split: str, options: dict[str, An
     if not is_folder and len(by_split) == 1:
         by_split = {base: next(iter(by_split.values()))}
     chosen = _pick_split(base, by_split, f"{str(root)!r}")
-    split = f"{chosen}{bracket}{slicing}"
-    return load_dataset(kinds[0], data_files={chosen: by_split[chosen]}, split=split, **options)
+    return _read(kinds[0], chosen, by_split[chosen], f"{chosen}{bracket}{slicing}", options)
+
+
+def _read(builder: str, name: str, files: list[str], split: str, options: _Options) -> AnyDataset:
+    """Files of one format as the split `name`; `split` may be a slice of it."""
+    own = {"cache_dir": options.cache_dir, "data_files": {name: files}}
+    if builder == "webdataset":
+        reader = ImageTars(**own, image=options.image_column, others=options.others)
+    elif builder == "arrayfolder":
+        reader = ArrayFolder(**own)
+    else:
+        return load_dataset(builder, data_files={name: files}, split=split, **options.of_datasets)
+    if options.streaming:
+        return reader.as_streaming_dataset(split=split)
+    reader.download_and_prepare()
+    return reader.as_dataset(split=split)
 
 
 def _tell_left_out(files: list[Path], builder: str, root: Path) -> None:
-    others = [p for p in files if p.suffix.lower() not in _BUILDER_OF_SUFFIX and p.name not in _METADATA_NAMES]
+    others = [p for p in files if _BUILDER_OF_SUFFIX.get(p.suffix.lower()) != builder]
+    others = [p for p in others if p.name not in _METADATA_NAMES]
     if others:
         kinds = Counter(path.suffix.lower() or "no suffix" for path in others)
         counts = ", ".join(f"{kind}: {count}" for kind, count in kinds.most_common(5))
@@ -312,7 +427,8 @@ def _split_files(files: list[Path], root: Path, builder: str, is_folder: bool) -
     """Paths or glob patterns by split."""
     files = [path for path in files if _BUILDER_OF_SUFFIX.get(path.suffix.lower()) == builder]
     by_split: dict[str, list[str]] = {}
-    if builder == "imagefolder" and is_folder:
+    has_folders = builder in ("imagefolder", "arrayfolder")
+    if has_folders and is_folder:
         # Given the folder alone, `datasets` reads splits from any image name with "train" or "test" in it.
         # One pattern a folder: under `**` it would pass over links and over folders that begin with "__".
         roots = _split_folders(files, root)
@@ -321,7 +437,7 @@ def _split_files(files: list[Path], root: Path, builder: str, is_folder: bool) -
             by_split.setdefault(split, []).append(f"{glob.escape(str(folder.absolute()))}/*")
         return by_split
     for path in files:
-        split = "train" if builder == "imagefolder" else _split_of_data_file(path.relative_to(root))
+        split = "train" if has_folders else _split_of_data_file(path.relative_to(root))
         by_split.setdefault(split, []).append(glob.escape(str(path.absolute())))
     return by_split
 
@@ -359,13 +475,13 @@ def _pick_split(split: str, choices: Iterable[str], where: str) -> str:
     raise ValueError(f"{where} has no split {split!r}; expected one of: {', '.join(map(repr, choices))}.")
 
 
-def _load_from_hub(source: str, split: str, name: str | None, options: dict[str, Any]) -> AnyDataset:
+def _load_from_hub(source: str, split: str, name: str | None, options: _Options) -> tuple[AnyDataset, list[str]]:
     looked = f"there is no file or folder {str(Path(source).expanduser().absolute())!r}"
     is_hub_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) and not source.startswith((".", "/", "~"))
     if not is_hub_name or Path(source).suffix.lower() in _BUILDER_OF_SUFFIX:
         raise FileNotFoundError(f"No data set was found under {source!r}: {looked}. Check the path.")
     try:
-        return load_dataset(source, name, split=split, **options)
+        dataset = load_dataset(source, name, split=split, **options.of_datasets)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"No data set was found under {source!r}: {looked}, and the Hub has no data set of this name that you "
@@ -376,6 +492,9 @@ def _load_from_hub(source: str, split: str, name: str | None, options: dict[str,
             f"No data set could be loaded from {source!r}: {looked}, and the Hugging Face Hub could not be reached "
             f"({error}). Check the path or the connection; offline, give a local folder or {SYNTHETIC_SCENES!r}."
         ) from error
+    # Streamed, rows name files of the repository; else copies of them.
+    copies = (options.cache_dir, config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, HF_HUB_CACHE)
+    return dataset, [f"hf://datasets/{source}", *(os.path.abspath(place) for place in copies if place is not None)]
 
 
 def refuse_transform(dataset: AnyDataset) -> None:
@@ -389,7 +508,11 @@ def refuse_transform(dataset: AnyDataset) -> None:
 
 
 def _select_columns(
-    dataset: AnyDataset, image_column: str | None, label_column: str | None, extra_columns: Sequence[str]
+    dataset: AnyDataset,
+    image_column: str | None,
+    label_column: str | None,
+    extra_columns: Sequence[str],
+    image: Callable[..., Image],
 ) -> AnyDataset:
     """The columns `image`, `label` if any, and extra ones. No image is decoded: writing it again could lose detail."""
     refuse_transform(dataset)
@@ -418,6 +541,8 @@ def _select_columns(
     # Before any cast, which would copy the other columns too.
     extra = [column for column in extra_columns if column in features and column not in new_names]
     dataset = dataset.select_columns([*new_names, *extra])
+    if isinstance(features[image_column], (Array2D, Array3D)):
+        dataset = _as_files(dataset, image_column)
     if label_column and _is_string(features[label_column]):
         if is_stream:
             raise ValueError(
@@ -430,9 +555,27 @@ def _select_columns(
         dataset = dataset.cast_column(label_column, ClassLabel(names=names))
     renames = {column: name for column, name in new_names.items() if column != name}
     # A stream is renamed example by example, with images as its features say: decoded, unless told otherwise.
-    dataset = dataset.cast_column(image_column, Image(decode=not (is_stream and renames)))
+    dataset = dataset.cast_column(image_column, image(decode=not (is_stream and renames)))
     dataset = dataset.rename_columns(renames) if renames else dataset
-    return dataset.cast_column("image", Image()) if is_stream and renames else dataset
+    return dataset.cast_column("image", image()) if is_stream and renames else dataset
+
+
+def _as_files(dataset: AnyDataset, column: str) -> AnyDataset:
+    """A column of arrays as one of `.npy` files in memory, which images can be read from."""
+    dtype = dataset.features[column].dtype
+
+    def write(batch: dict[str, Any]) -> dict[str, Any]:
+        files = []
+        for array in batch[column]:
+            buffer = io.BytesIO()
+            # A missing array is a missing image.
+            if array is not None:
+                np.save(buffer, np.asarray(array).astype(dtype), allow_pickle=False)
+            files.append(None if array is None else {"bytes": buffer.getvalue(), "path": None})
+        return {column: files}
+
+    features = Features({**dataset.features, column: Image(decode=False)})
+    return dataset.with_format("numpy").map(write, batched=True, batch_size=100, features=features).with_format(None)
 
 
 def _is_label(feature: Any) -> bool:

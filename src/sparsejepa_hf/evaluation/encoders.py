@@ -28,6 +28,7 @@ from transformers.utils import cached_file, logging
 
 from ..configuration_sparsejepa import SparseJEPAConfig
 from ..data import normalize_images
+from ..data.images import PixelFormat, sides_of
 from ..modeling_sparsejepa import (
     SparseJEPAForImageClassification,
     SparseJEPAForPreTraining,
@@ -55,12 +56,16 @@ class VisionEncoder:
     Args:
         name: what tables call it.
         model: gives hidden states; None for raw pixels.
-        image_size: side of the images that `features` takes, in pixels.
-        image_mean: mean of each channel, on the scale from 0 to 1, for the normalisation.
+        image_size: pixels of the images that `features` takes: the side of a square, or height and width.
+        image_mean: mean of each channel, on the scale from 0 to 1, for the normalisation. There are as many channels
+            as means.
         image_std: standard deviation of each channel, on the same scale.
         latents: the model whose `encode_latents` gives latents and groups, if there is one.
+        value_range: lowest and highest value of the images, where they are read; None: what their type says.
 
     Attributes:
+        image_size: an int for squares, else (height, width).
+        pixel_format: what images are made into for `features`.
         kinds: the feature kinds it has, `LAYERS/POOLING`. LAYERS: `last`, the final hidden states; `last4`, the
             outputs of the last four blocks (of all, if they are fewer) one after the other along the features,
             each through the model's final norm (its module `layernorm` or `norm`; without one, as the model returns
@@ -78,13 +83,16 @@ class VisionEncoder:
         self,
         name: str,
         model: PreTrainedModel | None,
-        image_size: int,
+        image_size: int | Sequence[int],
         image_mean: Sequence[float] = _HALF,
         image_std: Sequence[float] = _HALF,
         latents: SparseJEPAModel | None = None,
+        value_range: Sequence[float] | None = None,
     ) -> None:
         self.name = name
-        self.image_size = image_size
+        self._sides = height, width = sides_of(image_size)
+        self.image_size: int | tuple[int, int] = height if height == width else (height, width)
+        self.pixel_format = PixelFormat(self.image_size, len(image_mean), value_range)
         self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
         self._model, self._latents = model, latents
         self.module: nn.Module | None = model
@@ -99,11 +107,13 @@ class VisionEncoder:
                 # Tokens of a map, or a pooled vector: the class token is not among them.
                 self._num_prefix_tokens, has_class_token = 0, False
             patch = getattr(model.config, "patch_size", None)
-            if self._num_prefix_tokens and isinstance(patch, int) and count != (image_size // patch) ** 2:
-                raise ValueError(
-                    f"{name} gives {last.shape[1]} tokens, of which {self._num_prefix_tokens} look like class or "
-                    f"register tokens; expected {(image_size // patch) ** 2} patches beside them."
-                )
+            if self._num_prefix_tokens and isinstance(patch, int):
+                num_patches = (height // patch) * (width // patch)
+                if count != num_patches:
+                    raise ValueError(
+                        f"{name} gives {last.shape[1]} tokens, of which {self._num_prefix_tokens} look like class or "
+                        f"register tokens; expected {num_patches} patches beside them."
+                    )
             poolings = ("mean", "mean+max", *(("cls",) if has_class_token else ()))
             layers = ("last", *(("last4",) if blocks else ()))
             self.kinds = tuple(f"{layer}/{pooling}" for layer in layers for pooling in poolings)
@@ -126,6 +136,8 @@ class VisionEncoder:
         checkpoint came from has no part in it, nor have poolers, which no feature needs.
         """
         about: dict[str, Any] = {"image_size": self.image_size, "normalisation": [self.image_mean, self.image_std]}
+        if self.pixel_format.value_range is not None:
+            about["value_range"] = self.pixel_format.value_range
         if self._model is not None:
             config = self._model.config.to_dict().items()
             about["class"] = type(self._model).__qualname__
@@ -138,7 +150,7 @@ class VisionEncoder:
         return digest.hexdigest()
 
     def preprocess(self, pixel_values: Tensor) -> Tensor:
-        """uint8 images (B, 3, S, S) -> normalised float32 of the same shape, on the same device."""
+        """uint8 images (B, C, H, W) -> normalised float32 of the same shape, on the same device."""
         return normalize_images(pixel_values, self.image_mean, self.image_std)
 
     def check_kinds(self, kinds: str | Sequence[str]) -> tuple[str, ...]:
@@ -165,7 +177,7 @@ class VisionEncoder:
         autocast the model runs in its type.
 
         Args:
-            pixel_values: uint8 images (B, 3, image_size, image_size), on any device.
+            pixel_values: uint8 images (B, C, height, width) of `pixel_format`, on any device.
             kinds: of [`VisionEncoder.kinds`].
 
         Returns:
@@ -177,10 +189,11 @@ class VisionEncoder:
         """
         kinds = self.check_kinds(kinds)
         check_images(pixel_values)
-        if pixel_values.shape[-1] != self.image_size:
+        if tuple(pixel_values.shape[1:]) != self.pixel_format.shape:
             raise ValueError(
-                f"The images are {pixel_values.shape[-1]} pixels a side, but {self.name} takes {self.image_size}. "
-                f"Resize them with data.resize_to_square, or load it with image_size={pixel_values.shape[-1]}."
+                f"The images have the shape {tuple(pixel_values.shape[1:])}, but {self.name} takes "
+                f"{self.pixel_format.shape}: channels, height, width. Read them with encoder.pixel_format.read, or "
+                "load it with another image_size."
             )
         if self._model is None or self.module is None:
             return {PIXELS: small_pixel_features(pixel_values)}
@@ -192,7 +205,7 @@ class VisionEncoder:
                 layers["last"], blocks = self._hidden_states(images, "last4" in wanted)
                 layers |= {"last4": torch.cat(blocks, dim=-1)} if blocks else {}
             if self._latents is not None and wanted & {"latents", "groups"}:
-                resized = (self.image_size, self.image_size) != tuple(self._latents.config.image_sides)
+                resized = self._sides != tuple(self._latents.config.image_sides)
                 layers["latents"], inputs = self._latents.encode_latents(images, interpolate_pos_encoding=resized)
                 layers["groups"] = torch.linalg.vector_norm(inputs.float(), dim=-1)
             pooled = {}
@@ -212,12 +225,12 @@ class VisionEncoder:
         assert model is not None
         options: dict[str, Any] = {}
         arguments = inspect.signature(model.forward).parameters
-        side, built_for = self.image_size, getattr(model.config, "image_size", self.image_size)
-        if "interpolate_pos_encoding" in arguments and built_for not in (side, [side, side], (side, side)):
+        (height, width), built_for = self._sides, getattr(model.config, "image_size", self.image_size)
+        if "interpolate_pos_encoding" in arguments and _size_of(built_for) != self.image_size:
             options["interpolate_pos_encoding"] = True
         if "noise" in arguments:
             # Masked autoencoders shuffle their patches by it; ascending, it keeps their order.
-            count = (side // model.config.patch_size) ** 2
+            count = (height // model.config.patch_size) * (width // model.config.patch_size)
             options["noise"] = torch.linspace(0, 1, count, device=images.device).expand(len(images), -1)
         is_timm = isinstance(model, TimmWrapperModel)
         if is_timm and with_blocks:
@@ -249,16 +262,17 @@ class VisionEncoder:
 
     def _try_out(self) -> tuple[Tensor, list[Tensor]]:
         """Hidden states of one image; raises if the model cannot encode it."""
-        model, size = self._model, self.image_size
+        model = self._model
         assert model is not None
         try:
             with frozen_module(model, model.device, model.device), preserved_rng(model.device), torch.inference_mode():
-                image = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=model.device)
+                image = torch.zeros(1, *self.pixel_format.shape, dtype=torch.uint8, device=model.device)
                 return self._hidden_states(self.preprocess(image).to(model.dtype), with_blocks=True)
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
             raise ValueError(
-                f"{self.name} cannot encode an image of {size}x{size} pixels ({str(error).rstrip('.')}). Expected a "
-                "vision model that takes RGB images of this size; another size can be chosen with image_size."
+                f"{self.name} cannot encode an image of {self._sides[0]}x{self._sides[1]} pixels and "
+                f"{self.pixel_format.num_channels} channels ({str(error).rstrip('.')}). Expected a vision model that "
+                "takes such images; another size can be chosen with image_size."
             ) from error
 
 
@@ -270,25 +284,32 @@ def load_encoder(
     seed: int = 0,
     revision: str | None = None,
     trust_remote_code: bool = False,
-    image_size: int | None = None,
+    image_size: int | Sequence[int] | None = None,
+    num_channels: int = 3,
+    value_range: Sequence[float] | None = None,
     device: torch.device | str | None = None,
 ) -> VisionEncoder:
     """Loads any vision checkpoint as a [`VisionEncoder`], with float32 weights.
+
+    Models of this family take the channels that they were trained on; those of others are RGB.
 
     Args:
         source: a folder or a Hub name of a checkpoint of this family, whichever class saved it, or of any transformers
             model of images whose output has `last_hidden_state` (of CLIP and the like, the vision tower); `timm/NAME`,
             with timm's weights, or `timm/NAME@FILE` with those of a local file; a model of transformers in memory,
             which is used as it is; or `"pixels"`, the raw-pixel baseline, 32 pixels a side unless `image_size` says
-            otherwise (larger images are reduced to 32 by area).
+            otherwise (longer sides are reduced to 32 by area).
         encoder: `"target"` or `"context"`, for checkpoints of this family.
         untrained: the same architecture, freshly initialised. For this family these are the weights that a
             pre-training run with `seed` starts from.
         seed: of the initialisation.
         revision: of a checkpoint on the Hub.
         trust_remote_code: run code that a checkpoint brings along.
-        image_size: side of the images, in pixels. By default that of the checkpoint's `preprocessor_config.json`
-            (`crop_size`, else `size`), else of its configuration; for this family always the configuration's.
+        image_size: pixels of the images: the side of a square, or height and width. By default that of the
+            checkpoint's `preprocessor_config.json` (`crop_size`, else `size`), else of its configuration; for this
+            family always the configuration's.
+        num_channels: of `"pixels"` alone; models say theirs.
+        value_range: lowest and highest value of the images. By default that of the checkpoint's image processor.
         device: where to run; by default the CPU.
 
     Returns:
@@ -303,10 +324,12 @@ def load_encoder(
     """
     if encoder not in ("target", "context"):
         raise ValueError(f"encoder is {encoder!r}; expected 'target' or 'context'.")
-    if image_size is not None and image_size < 1:
-        raise ValueError(f"image_size is {image_size}; expected a number of pixels of at least 1, or None.")
+    if image_size is not None:
+        sides = sides_of(image_size)
+        image_size = sides if sides[0] != sides[1] else sides[0]
+    half = [0.5] * num_channels
     if str(source) == PIXELS:
-        return VisionEncoder("raw pixels", None, image_size or MAX_PIXEL_SIDE)
+        return VisionEncoder("raw pixels", None, image_size or MAX_PIXEL_SIDE, half, half, value_range=value_range)
     processing: dict[str, Any] = {}
     if isinstance(source, nn.Module):
         if not isinstance(source, PreTrainedModel) or untrained or device is not None:
@@ -343,15 +366,16 @@ def load_encoder(
         model.to(device=device)
         latents = None if latents is None else latents.to(device=device)
     stated = image_size or processing.get("image_size")
-    size = stated or _side_of(getattr(model.config, "image_size", None), name)
+    size = stated or _size_of(getattr(model.config, "image_size", None))
     name += " (context encoder)" if encoder == "context" else ""
     name += f" (untrained, seed {seed})" if untrained else ""
     if size is None:
         raise ValueError(f"{name} does not say which image size it takes; pass image_size, in pixels.")
     if "image_mean" not in processing:
         logger.warning(f"{name} does not say how images are normalised; mean and standard deviation are taken as 0.5.")
-    mean, std = processing.get("image_mean", _HALF), processing.get("image_std", _HALF)
-    return VisionEncoder(name, model, size, mean, std, latents)
+    half = [0.5] * (model.config.num_channels if isinstance(model, _FAMILY) else 3)
+    mean, std = processing.get("image_mean", half), processing.get("image_std", half)
+    return VisionEncoder(name, model, size, mean, std, latents, value_range or processing.get("value_range"))
 
 
 # ---- where models come from ----
@@ -429,7 +453,7 @@ def _context_only(model: PreTrainedModel, name: str) -> SparseJEPAVisionModel:
     return vision
 
 
-def _load_timm(name: str, untrained: bool, seed: int, image_size: int | None) -> TimmWrapperModel:
+def _load_timm(name: str, untrained: bool, seed: int, image_size: int | Sequence[int] | None) -> TimmWrapperModel:
     """timm builds and loads, since it knows each name's default weights and fits positions to `image_size`."""
     # Takes seconds to import, and few need it.
     import timm
@@ -494,7 +518,7 @@ def _timm_processing(model: TimmWrapperModel) -> dict[str, Any]:
     stated = getattr(model.config, "pretrained_cfg", None)
     data = resolve_data_config(pretrained_cfg=stated, model=model.timm_model)
     built_for = getattr(getattr(model.timm_model, "patch_embed", None), "img_size", None)
-    size = _side_of(built_for or data["input_size"][1:], model.config.architecture)
+    size = _size_of(built_for or data["input_size"][1:])
     return {"image_mean": data["mean"], "image_std": data["std"], "image_size": size}
 
 
@@ -521,26 +545,22 @@ def pixel_statistics_of(processor: Any, num_channels: int = 3) -> tuple[list[flo
 
 
 def _read_processor(source: str, hub: dict[str, Any]) -> dict[str, Any]:
-    """`image_mean`, `image_std` and `image_size` by the checkpoint's image processor; empty without one."""
+    """What the checkpoint's image processor says of its images; empty without one."""
     processor = find_processor(source, **hub)
     if processor is None:
         return {}
-    mean, std = pixel_statistics_of(processor)
+    mean, std = pixel_statistics_of(processor, getattr(processor, "num_channels", 3))
     size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
-    return {"image_mean": mean, "image_std": std, "image_size": _side_of(size, source)}
+    value_range = getattr(processor, "value_range", None)
+    return {"image_mean": mean, "image_std": std, "image_size": _size_of(size), "value_range": value_range}
 
 
-def _side_of(size: Any, name: str) -> int | None:
-    """The side of square images from any of the ways to write one; None if it cannot be told."""
+def _size_of(size: Any) -> int | tuple[int, int] | None:
+    """The side of squares, or height and width, from any of the ways to write them; None where it cannot be told."""
     if size is None or isinstance(size, int):
         return size
     if not isinstance(size, (list, tuple)):
         size = dict(size)
         edge = size.get("shortest_edge")
         size = (edge, edge) if edge else (size.get("height"), size.get("width"))
-    if size[0] != size[-1]:
-        raise ValueError(
-            f"{name} takes images of {size[0]}x{size[-1]} pixels, but the data pipeline makes square ones. Pass "
-            "image_size if the model takes square images too."
-        )
-    return size[0]
+    return size[0] if size[0] == size[-1] else (size[0], size[-1])

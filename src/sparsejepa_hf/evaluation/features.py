@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..data import TooManyBadImagesError
-from ..data.dataset import decode_to_square, undecoded
+from ..data.dataset import undecoded
+from ..data.images import PixelFormat
+from ..data.row_files import row_opener
 from .metrics import non_finite_rows
 
 
@@ -61,10 +64,10 @@ def extract_features(
 
     Args:
         model: any module called as `model(pixel_values=x)` whose output has `last_hidden_state` (B, T, D).
-        pixel_values: uint8 images (N, 3, S, S), or a map-style data set of `{"pixel_values": uint8 (3, S, S)}`. Other
+        pixel_values: uint8 images (N, C, H, W), or a map-style data set of `{"pixel_values": uint8 (C, H, W)}`. Other
             keys of an item are ignored.
         batch_size: images of a forward pass; by default 512, on a CPU 64.
-        preprocess: maps a uint8 batch (B, 3, S, S), already on the device, to the model's floating-point input. By
+        preprocess: maps a uint8 batch (B, C, H, W), already on the device, to the model's floating-point input. By
             default pixels are divided by 255, without normalisation.
 
     Returns:
@@ -125,36 +128,37 @@ def pixel_features(pixel_values: Tensor) -> Tensor:
     """Flattens images into raw-pixel features, the baseline that a learned representation has to beat.
 
     Args:
-        pixel_values: uint8 images (N, 3, S, S).
+        pixel_values: uint8 images (N, C, H, W).
 
     Returns:
-        float32 (N, 3 * S * S) in [0, 1], on the images' device.
+        float32 (N, C * H * W) in [0, 1], on the images' device.
 
     Raises:
         TypeError: the images are not uint8.
-        ValueError: the shape is not (N, 3, S, S).
+        ValueError: the shape is not (N, C, H, W).
     """
     check_images(pixel_values)
     return pixel_values.flatten(1).float() / 255
 
 
 def small_pixel_features(pixel_values: Tensor) -> Tensor:
-    """[`pixel_features`] of images that are first reduced to 32 x 32 pixels, by the mean over areas, if larger.
+    """[`pixel_features`] of images that are first reduced, by the mean over areas, to at most 32 pixels a side.
 
     Args:
-        pixel_values: uint8 images (N, 3, S, S).
+        pixel_values: uint8 images (N, C, H, W).
 
     Returns:
-        float32 (N, 3 * min(S, 32)**2) in [0, 1], in steps of 1/255, on the images' device.
+        float32 (N, C * min(H, 32) * min(W, 32)) in [0, 1], in steps of 1/255, on the images' device.
 
     Raises:
         TypeError: the images are not uint8.
-        ValueError: the shape is not (N, 3, S, S).
+        ValueError: the shape is not (N, C, H, W).
     """
     check_images(pixel_values)
-    if pixel_values.shape[-1] <= MAX_PIXEL_SIDE:
+    height, width = pixel_values.shape[2:]
+    if max(height, width) <= MAX_PIXEL_SIDE:
         return pixel_features(pixel_values)
-    size = (MAX_PIXEL_SIDE, MAX_PIXEL_SIDE)
+    size = (min(height, MAX_PIXEL_SIDE), min(width, MAX_PIXEL_SIDE))
     chunks = pixel_values.split(_PIXEL_CHUNK)
     return pixel_features(torch.cat([F.interpolate(c.float(), size=size, mode="area").round().byte() for c in chunks]))
 
@@ -185,7 +189,7 @@ def pool_tokens(tokens: Tensor, pooling: str, num_prefix_tokens: int = 0) -> Ten
 
 
 def check_images(images: Tensor) -> None:
-    """Raises unless `images` are square uint8 RGB (N, 3, S, S).
+    """Raises unless `images` are uint8 (N, C, H, W).
 
     Raises:
         TypeError: the images are not uint8.
@@ -196,10 +200,8 @@ def check_images(images: Tensor) -> None:
             f"The images have dtype {images.dtype}; expected torch.uint8 in 0 .. 255. Pass the stored images, and put "
             "the normalisation into preprocess."
         )
-    if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
-        raise ValueError(
-            f"The images have the shape {tuple(images.shape)}; expected (N, 3, S, S): square RGB, channels first."
-        )
+    if images.ndim != 4:
+        raise ValueError(f"The images have the shape {tuple(images.shape)}; expected (N, C, H, W), channels first.")
 
 
 # ---- a data set, through the cache ----
@@ -326,27 +328,28 @@ def extract_feature_set(
         raise ValueError(f"mixed_precision is {mixed_precision!r}; expected one of {', '.join(map(repr, _AUTOCAST))}.")
     if not 0 <= max_bad_fraction <= 1:
         raise ValueError(f"max_bad_fraction is {max_bad_fraction}; expected a number from 0 to 1.")
-    kinds = encoder.check_kinds(kinds)
+    kinds, pixel_format = encoder.check_kinds(kinds), encoder.pixel_format
     rank, count = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
     if count > 1 and cache_dir is None:
         raise ValueError("Several processes extract features, but cache_dir is None; expected a folder that all see.")
     labels = _checked_labels(dataset)
     images = undecoded(dataset).select_columns(["image"])
+    pixel_format = replace(pixel_format, open_file=row_opener(images.features["image"]))
     settings = [_FORMAT, encoder.fingerprint, _digest(dataset._fingerprint, images, labels), sorted(kinds)]
     key = hashlib.sha256(repr([*settings, mixed_precision]).encode()).hexdigest()
     device = encoder.device if accelerator is None else accelerator.device
     bad: list[int] = []
 
     def encode(batch: Mapping[str, list[Any]], places: list[int], start: int) -> pa.Table:
-        size, rows = encoder.image_size, start + np.array(places)
+        rows = start + np.array(places)
         # Black images stand in for those that cannot be decoded, until their rows are dropped.
-        pixels, good = np.zeros((len(rows), 3, size, size), dtype=np.uint8), np.zeros(len(rows), dtype=bool)
-        for place, decoded in enumerate(pool.map(lambda image: decode_to_square(image, size), batch["image"])):
+        pixels, good = np.zeros((len(rows), *pixel_format.shape), dtype=np.uint8), np.zeros(len(rows), dtype=bool)
+        for place, decoded in enumerate(pool.map(pixel_format.try_read, batch["image"])):
             if isinstance(decoded, np.ndarray):
                 pixels[place], good[place] = decoded, True
         if not good.all():
             bad.extend(rows[~good].tolist())
-            _check_bad(bad, images, max_bad_fraction, size)
+            _check_bad(bad, images, max_bad_fraction, pixel_format)
         with torch.autocast(device.type, _AUTOCAST[mixed_precision], enabled=mixed_precision != "no"):
             features = encoder.features(torch.from_numpy(pixels), kinds)
         columns = {_ROW: pa.array(rows[good])} | ({} if labels is None else {_LABEL: pa.array(labels[rows[good]])})
@@ -395,7 +398,7 @@ def extract_feature_set(
         table = datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in files.values()])
     result = FeatureSet(table, key)
     missing = np.setdiff1d(np.arange(len(images)), result.rows.numpy() if len(table) else []).tolist()
-    text = _check_bad(missing, images, max_bad_fraction, encoder.image_size)
+    text = _check_bad(missing, images, max_bad_fraction, pixel_format)
     if text and rank == 0:
         warnings.warn(text, stacklevel=2)
     return result
@@ -461,11 +464,13 @@ def _digest(fingerprint: str, images: datasets.Dataset, labels: np.ndarray | Non
     return _DIGESTS[fingerprint]
 
 
-def _check_bad(rows: Sequence[int], images: datasets.Dataset, max_bad_fraction: float, size: int) -> str:
+def _check_bad(
+    rows: Sequence[int], images: datasets.Dataset, max_bad_fraction: float, pixel_format: PixelFormat
+) -> str:
     """A sentence on the undecodable images `rows`, empty if there are none; raises if they are too many."""
     if not rows:
         return ""
-    first = "; ".join(f"row {row}: {decode_to_square(images[row]['image'], size)}" for row in rows[:3])
+    first = "; ".join(f"row {row}: {pixel_format.try_read(images[row]['image'])}" for row in rows[:3])
     if len(rows) > max_bad_fraction * len(images) or len(rows) == len(images):
         raise TooManyBadImagesError(
             f"At least {len(rows)} of the {len(images)} images could not be decoded; expected at most "

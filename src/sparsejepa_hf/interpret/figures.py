@@ -24,7 +24,7 @@ from sklearn.decomposition import PCA
 from .disentanglement import class_scores
 from .groups import GroupStructure
 from .measures import NotMeasurable
-from .patches import PatchRecord, above_place
+from .patches import PatchRecord, above_place, shown_colors
 
 
 MAX_GROUPS = 64
@@ -237,7 +237,7 @@ def heat_map_figure(
     """Activation of every group in every image, all on one scale.
 
     Args:
-        pixel_values: images, uint8 (n, 3, S, S); the first eight are drawn.
+        pixel_values: images, uint8 (n, C, H, W); the first eight are drawn.
         maps: their activations a_g, (n, G, rows, columns); the first 64 groups are drawn.
         names: what to write beside each image.
         groups: which groups to draw; all if None.
@@ -253,11 +253,12 @@ def heat_map_figure(
         note += f"; first {count} of {len(maps)} images"
     across = min(8, len(shown))
     lines = -(-len(shown) // across)
-    figure, axes = _mosaic(across + 1, count * lines, note)
+    aspect = pixel_values.shape[2] / pixel_values.shape[3]
+    figure, axes = _mosaic(across + 1, count * lines, note, aspect)
     scale = Normalize(0, float(maps[:count, shown].max()) or 1.0)
     for image in range(count):
         top = image * lines
-        _tile(axes, 0, top, _channels_last(pixel_values[image]))
+        _tile(axes, 0, top, shown_colors(pixel_values[image]))
         for position, group in enumerate(shown):
             column, row = 1 + position % across, top + position // across
             _tile(axes, column, row, maps[image, group], cmap="viridis", norm=scale)
@@ -298,14 +299,14 @@ def _top_figure(record: PatchRecord, groups: Sequence[int] | None, count: int, w
     _, maps = record.require_groups()
     chosen = list(range(maps.shape[1]) if groups is None else groups)
     shown = chosen[:MAX_GROUPS]
-    figure, axes = _mosaic(min(count, len(record)), len(shown), _cap_note(len(chosen)))
+    figure, axes = _mosaic(min(count, len(record)), len(shown), _cap_note(len(chosen)), record.aspect)
     rows, columns = record.grid
     for line, group in enumerate(shown):
         patches = top_patches(record, group, count) if with_box else []
         for position, image in enumerate(
             top_images(record, group, count) if not with_box else [p.image for p in patches]
         ):
-            _tile(axes, position, line, _channels_last(record.pixel_values[image]))
+            _tile(axes, position, line, shown_colors(record.pixel_values[image]))
             if with_box:
                 side = 1 - _GAP
                 corner = (
@@ -416,13 +417,13 @@ def pca_figure(record: PatchRecord, images: Sequence[int], groups: Sequence[int]
     available = 0 if record.maps is None else record.maps.shape[1]
     shown = list(range(available) if groups is None else groups)[:8]
     note = f"First {len(shown)} of {available} groups" if len(shown) < available else ""
-    figure, axes = _mosaic(2 + len(shown), len(rows), note)
+    figure, axes = _mosaic(2 + len(shown), len(rows), note, record.aspect)
     colors = pca_colors(record, rows)
     scale = Normalize(0, 1)
     if record.maps is not None and shown:
         scale = Normalize(0, float(record.maps[np.ix_(rows, shown)].max()) or 1.0)
     for line, image in enumerate(rows):
-        _tile(axes, 0, line, _channels_last(record.pixel_values[image]))
+        _tile(axes, 0, line, shown_colors(record.pixel_values[image]))
         _tile(axes, 1, line, colors[line])
         for position, group in enumerate(shown):
             assert record.maps is not None
@@ -439,14 +440,17 @@ def pca_figure(record: PatchRecord, images: Sequence[int], groups: Sequence[int]
 # --- helpers ------------------------------------------------------------------------------------------------------
 
 
-def _mosaic(columns: int, rows: int, note: str = "") -> tuple[Figure, Axes]:
-    """A figure with one pair of axes for a table of tiles: thousands of tiles need no thousands of axes."""
+def _mosaic(columns: int, rows: int, note: str = "", aspect: float = 1.0) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes for a table of tiles: thousands of tiles need no thousands of axes.
+
+    `aspect` is the height of a tile, divided by its width.
+    """
     side = 1.0 if rows <= 16 else 0.8
-    figure = Figure(figsize=(side * columns + 1.4, side * rows + 0.6), layout="constrained")
+    figure = Figure(figsize=(side * columns + 1.4, side * rows * aspect + 0.6), layout="constrained")
     axes = figure.subplots()
     axes.set_xlim(0, columns)
     axes.set_ylim(rows, -0.2)
-    axes.set_aspect("equal")
+    axes.set_aspect(aspect)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.tick_params(length=0)
@@ -458,17 +462,14 @@ def _mosaic(columns: int, rows: int, note: str = "") -> tuple[Figure, Axes]:
 def _tile(axes: Axes, column: int, row: int, array: np.ndarray, **options: Any) -> None:
     limits = axes.get_xlim(), axes.get_ylim()
     side = 1 - _GAP
-    axes.imshow(array, extent=(column, column + side, row + side, row), interpolation="nearest", **options)
+    extent = (column, column + side, row + side, row)
+    axes.imshow(array, extent=extent, interpolation="nearest", aspect=axes.get_aspect(), **options)
     axes.set_xlim(limits[0])
     axes.set_ylim(limits[1])
 
 
 def _caption(axes: Axes, column: int, row: int, text: str) -> None:
     axes.text(column + 0.02, row - 0.02, _shorten(text, 13), fontsize=7, va="bottom")
-
-
-def _channels_last(image: np.ndarray) -> np.ndarray:
-    return np.moveaxis(image, 0, -1)
 
 
 def _shorten(text: str, length: int = 24) -> str:

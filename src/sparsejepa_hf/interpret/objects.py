@@ -269,10 +269,11 @@ def objects_section(
             "The map of every group is the same for all images, as with a W of zeros, so no group can follow an "
             "object; give a checkpoint whose W has columns that are not zero."
         )
-    side = min(record.pixel_values.shape[-1], _MAX_SIDE)
-    points = ((np.arange(side) + 0.5) * masks.shape[-1] / side).astype(np.int64)
+    # On a square lattice, as which maps are compared too, whatever the shape of the images.
+    side = min(max(masks.shape[1:]), _MAX_SIDE)
+    rows, columns = (((np.arange(side) + 0.5) * length / side).astype(np.int64) for length in masks.shape[1:])
     patch_area = side**2 / (record.grid[0] * record.grid[1])
-    objects = object_pixels(masks[:, points][:, :, points], _MIN_PATCH_SHARE * patch_area)
+    objects = object_pixels(masks[:, rows][:, :, columns], _MIN_PATCH_SHARE * patch_area)
     if not len(objects.areas):
         raise NotMeasurable(
             f"The masks show no object of at least half a patch ({_MIN_PATCH_SHARE * patch_area:.0f} pixels), so maps "
@@ -335,7 +336,8 @@ def require_same_images(record: PatchRecord, other: PatchRecord | None) -> None:
         NotMeasurable: they are of different images, or of the same in different sizes.
     """
     if other is not None and not np.array_equal(record.pixel_values, other.pixel_values):
-        sizes = [f"{len(each)} of {each.pixel_values.shape[-1]} pixels a side" for each in (record, other)]
+        shapes = [each.pixel_values.shape for each in (record, other)]
+        sizes = [f"{count} of {height} x {width} pixels" for count, _, height, width in shapes]
         raise NotMeasurable(
             f"Two records are of different images ({sizes[0]}, {sizes[1]}); expected the same images in the same "
             "order and size. Give checkpoints of the same image size, and run both over the same data set."

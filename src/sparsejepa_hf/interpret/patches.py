@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data import ImageDataset
+from ..data.images import sides_of
 from ..evaluation import VisionEncoder
 from ..evaluation.features import default_batch_size, frozen_module, preserved_rng
 from .groups import find_grouping, find_model
@@ -27,14 +28,15 @@ class PatchRecord:
     """n images of N patches each, row-major over a grid of rows x columns, as one checkpoint sees them.
 
     Attributes:
-        pixel_values: the images, uint8 (n, 3, S, S).
+        pixel_values: the images, uint8 (n, C, H, W).
         features: of the target encoder, float32 (n, N, D).
         latents: μ of every patch, float32 (n, N, K); None without groups.
         maps: a_g = ‖W⁽ᵍ⁾μ‖₂ of every group, float32 (n, G, rows, columns); None without groups.
         labels: int64 (n,); None where the data set has none.
         label_names: of the classes; numbers where the data set names none.
-        masks: which object each pixel shows, 0 for none, uint8 (n, S, S); None where the data set has none.
+        masks: which object each pixel shows, 0 for none, uint8 (n, H, W); None where the data set has none.
         table: the data set's rows, one for each image, for columns such as `objects`.
+        grid_size: rows and columns of patches; by default as many of both.
         no_groups: why there are neither latents nor maps, such as that the checkpoint is an I-JEPA.
     """
 
@@ -47,20 +49,21 @@ class PatchRecord:
     masks: np.ndarray | None
     table: datasets.Dataset
     no_groups: str = "The checkpoint has no groups."
+    grid_size: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.pixel_values)
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches; as many of both, since the images are square."""
+        """Rows and columns of patches."""
         side = round(self.features.shape[1] ** 0.5)
-        return side, side
+        return self.grid_size or (side, side)
 
     @property
-    def patch_side(self) -> int:
-        """Pixels a side of a patch, in images as they are here."""
-        return self.pixel_values.shape[-1] // self.grid[0]
+    def aspect(self) -> float:
+        """Height of an image, divided by its width."""
+        return self.pixel_values.shape[2] / self.pixel_values.shape[3]
 
     def require_labels(self) -> np.ndarray:
         """The labels.
@@ -101,6 +104,13 @@ class PatchRecord:
         return self.latents, self.maps
 
 
+def shown_colors(pixel_values: np.ndarray) -> np.ndarray:
+    """An image, uint8 (C, H, W), as a person can look at it, uint8 (H, W, 3): its first three channels, or the first
+    of fewer as grey."""
+    channels = pixel_values[:3] if len(pixel_values) >= 3 else pixel_values[[0, 0, 0]]
+    return np.ascontiguousarray(channels.transpose(1, 2, 0))
+
+
 def above_place(values: np.ndarray) -> np.ndarray:
     """Values (n, ...) of n images less their mean over images: what an image adds to the place.
 
@@ -132,7 +142,14 @@ def collect_patches(encoder: VisionEncoder, dataset: datasets.Dataset, *, progre
         find_grouping(model)
     except NotMeasurable as reason:
         no_groups = str(reason)
-    images = ImageDataset(dataset, encoder.image_size, cache=True)
+    expected = encoder.pixel_format
+    images = ImageDataset(
+        dataset,
+        expected.image_size,
+        cache=True,
+        num_channels=expected.num_channels,
+        value_range=expected.value_range,
+    )
     assert images.pixel_values is not None and images.source_indices is not None
     parts: dict[str, list[Tensor]] = {"features": [], "latents": [], "maps": []}
     step = default_batch_size(encoder.device)
@@ -164,9 +181,10 @@ def collect_patches(encoder: VisionEncoder, dataset: datasets.Dataset, *, progre
         pixel_values=images.pixel_values.numpy(),
         labels=labels,
         label_names=_label_names(table, labels),
-        masks=_masks(table, encoder.image_size),
+        masks=_masks(table, sides_of(encoder.image_size)),
         table=table,
         no_groups=no_groups,
+        grid_size=model.config.grid_size,
         **arrays,
     )
 
@@ -180,21 +198,22 @@ def _label_names(table: datasets.Dataset, labels: np.ndarray | None) -> tuple[st
     return tuple(str(label) for label in range(int(labels.max()) + 1))
 
 
-def _masks(table: datasets.Dataset, size: int) -> np.ndarray | None:
+def _masks(table: datasets.Dataset, sides: tuple[int, int]) -> np.ndarray | None:
     """Instance masks, cut and resized as the images were, each pixel taking the nearest one's object."""
     if "mask" not in table.column_names:
         return None
     masks = table.select_columns(["mask"]).cast_column("mask", datasets.Image())["mask"]
-    return np.stack([_fit(mask, size) for mask in masks])
+    return np.stack([_fit(mask, sides) for mask in masks])
 
 
-def _fit(mask: Image.Image, size: int) -> np.ndarray:
+def _fit(mask: Image.Image, sides: tuple[int, int]) -> np.ndarray:
     if mask.mode not in ("L", "P", "I;16", "I"):
         raise NotMeasurable(
             f"An instance mask has the mode {mask.mode}; expected one channel of whole numbers (0 for background, i "
             "for object i)."
         )
-    fitted = mask if mask.size == (size, size) else ImageOps.fit(mask, (size, size), Image.Resampling.NEAREST)
+    size = sides[1], sides[0]
+    fitted = mask if mask.size == size else ImageOps.fit(mask, size, Image.Resampling.NEAREST)
     objects = np.asarray(fitted)
     if objects.min() < 0 or objects.max() > np.iinfo(np.uint8).max:
         raise NotMeasurable(

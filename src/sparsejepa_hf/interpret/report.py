@@ -24,7 +24,7 @@ from . import figures
 from .disentanglement import ClassScores, class_scores
 from .groups import GroupStructure, find_model
 from .measures import Measure, NotMeasurable
-from .patches import PatchRecord, above_place
+from .patches import PatchRecord, above_place, shown_colors
 
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ def write_report(path: str | Path, explanation: "Explanation", *, data_name: str
         "facts": _facts(explanation),
         "sections": explanation.sections,
         "charts": _charts(explanation),
-        "pixelated": record.pixel_values.shape[-1] <= _PIXEL_ART,
+        "pixelated": max(record.pixel_values.shape[2:]) <= _PIXEL_ART,
+        "aspect_ratio": "{3} / {2}".format(*record.pixel_values.shape),
         "version": __version__,
         "reach": _REACH,
         "color_bar": _data_uri(_colors(np.linspace(0, 1, 64)[None]), lossless=True),
@@ -84,7 +85,7 @@ def write_report(path: str | Path, explanation: "Explanation", *, data_name: str
 
     @functools.cache
     def photo(index: int) -> str:
-        return _data_uri(record.pixel_values[index])
+        return _data_uri(np.moveaxis(shown_colors(record.pixel_values[index]), -1, 0))
 
     # Groups come in the tens at most, but nothing stops a model from having hundreds.
     for num_patches in (8, 4, 2, 1):

@@ -27,7 +27,7 @@ from .options import (
 )
 from .pretraining import SparseJEPATrainer
 from .proximal import kkt_residual, proximal_step_
-from .run_data import FineTuningData, PreTrainingData, load_finetuning_data, load_pretraining_data, square_side
+from .run_data import FineTuningData, PreTrainingData, load_finetuning_data, load_pretraining_data
 
 
 __all__ = [
@@ -60,6 +60,5 @@ __all__ = [
     "read_config",
     "refuse_other_checkpoints",
     "resolved_options",
-    "square_side",
     "write_options",
 ]

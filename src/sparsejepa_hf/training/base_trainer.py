@@ -55,7 +55,7 @@ class ImageTrainer(Trainer):
         args: an instance of `arguments_class`; default: one that writes into "tmp_trainer", as in `Trainer`.
         data_collator: stacks examples; default: the function of [`collate_images`] or, in pre-training,
             [`collate_pixels`].
-        train_dataset: examples {"pixel_values": uint8 (C, S, S)}, which are augmented and normalised here, or float
+        train_dataset: examples {"pixel_values": uint8 (C, H, W)}, which are augmented and normalised here, or float
             (C, H, W), which are used as they are. [`collate_images`] says what else an example can be.
         eval_dataset: held-out examples, never augmented; none is left out of an evaluation.
         processing_class: image processor, saved with the checkpoint; its `image_mean` and `image_std` normalise.
@@ -150,13 +150,10 @@ class ImageTrainer(Trainer):
         _require_kind("The model that model_init makes", model, self.model_class)
         return model
 
-    def _build_augmentation(self) -> BatchAugmentation | None:
-        (height, width), args = self.model.config.image_sides, self.args
-        if height != width:
-            # Only square uint8 images are augmented here; float images of any shape are used as they are.
-            return None
+    def _build_augmentation(self) -> BatchAugmentation:
+        args = self.args
         return BatchAugmentation(
-            height,
+            self.model.config.image_sides,
             self.processing_class.image_mean,
             self.processing_class.image_std,
             crop=args.crop,
@@ -177,14 +174,9 @@ class ImageTrainer(Trainer):
         return torch.arange(first, first + batch_size, device=device)
 
     def augment(self, pixel_values: Tensor, slots: Tensor) -> Tensor:
-        """uint8 (B, C, S, S) -> the model's input, augmented by each sample's place; floats are left as they are."""
+        """uint8 (B, C, H, W) -> the model's input, augmented by each sample's place; floats are left as they are."""
         if pixel_values.is_floating_point():
             return pixel_values
-        if self.augmentation is None:
-            raise ValueError(
-                f"The model's image_size is {self.model.config.image_size}, but uint8 images are augmented as squares "
-                "only. Give the trainer normalised float images instead."
-            )
         keys = stream_keys(self.args.seed, self.state.global_step, slots, AUGMENTATION_STREAM)
         return self.augmentation(pixel_values, keys)
 

@@ -103,14 +103,15 @@ def pixel_statistics(
     checkpoint's image processor, else, with a warning, 0.5 and 0.5."""
     if image_mean is not None and image_std is not None:
         return image_mean, image_std
+    num_channels = read_config(model_name_or_path).num_channels
     processor = find_processor(str(model_name_or_path))
     if processor is not None:
-        return pixel_statistics_of(processor)
+        return pixel_statistics_of(processor, num_channels)
     logger.warning(
         f"The checkpoint {str(model_name_or_path)!r} has no image processor, so images are normalised with mean and "
         "standard deviation 0.5. Give image_mean and image_std as in pre-training."
     )
-    return [0.5] * 3, [0.5] * 3
+    return [0.5] * num_channels, [0.5] * num_channels
 
 
 def layer_decay_groups(

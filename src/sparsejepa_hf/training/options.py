@@ -36,7 +36,14 @@ class ImageDataArguments:
     label_column: str | None = field(default=None, metadata={"help": "Default: the only label column, if any."})
     load_size: int | None = field(
         default=None,
-        metadata={"help": "Side that training images are decoded to before augmentation; default: the model's."},
+        metadata={"help": "Short side that training images are decoded to before augmentation; default: the model's."},
+    )
+    value_range: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Raw values that are black and white, such as 0 4095 of 12-bit images; or measure, to take the "
+            "lowest and highest of train_split; default: what the type of an image says."
+        },
     )
     max_train_examples: int | None = field(
         default=None, metadata={"help": "Take this many images of train_split, chosen at random; default: all."}
@@ -62,12 +69,28 @@ class DataArguments(ImageDataArguments):
     )
     streaming: bool = field(default=False, metadata={"help": "Read on the fly, in bounded memory; needs max_steps."})
     shuffle_buffer: int = field(default=10_000, metadata={"help": "Examples of the shuffle buffer when streaming."})
-    image_mean: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5], metadata={"help": "Of each channel."})
-    image_std: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5], metadata={"help": "Of each channel."})
+    image_mean: list[float] | None = field(default=None, metadata={"help": "Of each channel; default: 0.5."})
+    image_std: list[float] | None = field(default=None, metadata={"help": "Of each channel; default: 0.5."})
     probe: bool = field(
         default=True,
         metadata={"help": "At the end, compare kNN and a linear probe with the untrained encoder and raw pixels."},
     )
+
+    def resolve_statistics(self, num_channels: int) -> None:
+        """Sets `image_mean` and `image_std`, where they are not given, to 0.5 for each channel.
+
+        Raises:
+            ValueError: one is given for another number of channels.
+        """
+        for name in ("image_mean", "image_std"):
+            values = getattr(self, name)
+            if values is None:
+                setattr(self, name, [0.5] * num_channels)
+            elif len(values) != num_channels:
+                raise ValueError(
+                    f"{name} is {values}, and num_channels {num_channels}; expected one number for each channel. "
+                    "Leave it out for 0.5."
+                )
 
 
 @dataclass

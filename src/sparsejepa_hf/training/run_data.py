@@ -1,12 +1,14 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """The data sets of a run, from its options."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
+from transformers.utils import logging
 
 from ..configuration_sparsejepa import SparseJEPAConfig
 from ..data import (
@@ -18,11 +20,17 @@ from ..data import (
     build_scenes,
     load_image_dataset,
 )
+from ..data.dataset import undecoded
+from ..data.row_files import row_opener
 from ..evaluation import validation_mask
+from ..image_decoding_sparsejepa import measure_value_range, require_value_range
 from .arguments import SparseJEPATrainingArguments
 from .options import DataArguments, FineTuningDataArguments, ImageDataArguments
 
 
+logger = logging.get_logger(__name__)
+
+_MEASURE = "measure"
 # The most training images that the comparison at the end of a run looks at.
 MAX_BANK = 20_000
 
@@ -51,37 +59,41 @@ def load_pretraining_data(
     Raises:
         ValueError: options do not fit together, or the splits do not fit each other.
     """
-    side = square_side(config)
+    sides = config.image_sides
+    options.resolve_statistics(config.num_channels)
     _require_steps_of_streams(options, training)
 
     def load(split: str, max_examples: int | None, streaming: bool) -> Any:
         source = None
         if options.dataset in SCENE_STYLES:
-            # Rendered at the model's size.
+            # Rendered as squares, at the model's size.
             count = {} if max_examples is None else {"num_examples": max_examples}
             source = build_scenes(
                 **count,
                 style=SCENE_STYLES[options.dataset],
                 seed=options.dataset_seed,
-                image_size=side,
+                image_size=max(sides),
                 max_objects=options.scene_max_objects,
                 split=split,
             )
         return _load_split(options, split, max_examples, source, streaming)
 
-    def build(dataset: Any, side: int) -> Any:
+    def build(dataset: Any, sides: tuple[int, int]) -> Any:
         return build_image_dataset(
             dataset,
-            side,
+            sides,
+            num_channels=config.num_channels,
+            value_range=options.value_range,  # type: ignore[arg-type]
             max_bad_fraction=options.max_bad_fraction,
             shuffle_buffer_size=options.shuffle_buffer,
             seed=options.dataset_seed,
             repeat=True,
         )
 
-    load_size = options.load_size or side
+    load_sides = _load_sides(options.load_size, sides)
     source = load(options.train_split, options.max_train_examples, options.streaming)
-    train = build(source, load_size)
+    _resolve_value_range(options, source)
+    train = build(source, load_sides)
     data = PreTrainingData(train)
     # A stream is not labelled here, so only the evaluation loss would look at its held-out images.
     wants_heldout = not options.streaming or training.eval_strategy != "no"
@@ -89,9 +101,9 @@ def load_pretraining_data(
         heldout = load(options.eval_split, options.max_eval_examples, streaming=False)
         if not options.streaming and "label" in source.column_names and "label" in heldout.column_names:
             heldout = align_classes(heldout, source, _named(options.eval_split, options.train_split))
-        data.heldout = build(heldout, side)
+        data.heldout = build(heldout, sides)
         if not options.streaming and has_labels(train) and has_labels(data.heldout):
-            data.bank = train if load_size == side else build(_spread(source, MAX_BANK), side)
+            data.bank = train if load_sides == sides else build(_spread(source, MAX_BANK), sides)
     if training.needs_knn and data.bank is None:
         raise ValueError(
             f"knn_steps is {training.knn_steps} and metric_for_best_model {training.metric_for_best_model}, but kNN "
@@ -101,20 +113,34 @@ def load_pretraining_data(
     return data
 
 
-def square_side(config: SparseJEPAConfig) -> int:
-    """Side of the model's images, in pixels.
+def _load_sides(load_size: int | None, sides: tuple[int, int]) -> tuple[int, int]:
+    """Height and width that training images are decoded to, of the model's aspect ratio."""
+    if load_size is None:
+        return sides
+    height, width = (round(load_size * side / min(sides)) for side in sides)
+    return height, width
+
+
+def _resolve_value_range(options: ImageDataArguments, train: Any) -> None:
+    """Makes two numbers of the option `value_range`, or leaves it None.
 
     Raises:
-        ValueError: the model does not take square RGB images, which the data sets here are made of.
+        ValueError: it is neither two numbers nor "measure", or images of a stream are to be measured.
     """
-    height, width = config.image_sides
-    if height != width or config.num_channels != 3:
-        raise ValueError(
-            f"image_size is {config.image_size} and num_channels {config.num_channels}; this data pipeline makes "
-            "square RGB images. Use a square image_size and num_channels=3, or give SparseJEPATrainer images of your "
-            "own."
-        )
-    return height
+    if options.value_range is None:
+        return
+    ends: Sequence[Any] = options.value_range
+    if list(ends) == [_MEASURE]:
+        if isinstance(train, datasets.IterableDataset):
+            raise ValueError(
+                "value_range is measure, but the images of a stream are read once; give two numbers, the lowest and "
+                "the highest value of the data set, or leave streaming out."
+            )
+        images = undecoded(train)
+        opener = row_opener(images.features["image"])
+        ends = measure_value_range((row["image"] for row in images), opener)
+        logger.info(f"The values of the training images lie from {ends[0]:g} to {ends[1]:g}.")
+    options.value_range = list(require_value_range(ends))  # type: ignore[arg-type]
 
 
 def has_labels(dataset: ImageDataset) -> bool:
@@ -185,12 +211,16 @@ class FineTuningData:
     test: ImageDataset
 
 
-def load_finetuning_data(options: FineTuningDataArguments, side: int, holds_out: bool) -> FineTuningData:
+def load_finetuning_data(
+    options: FineTuningDataArguments,
+    config: SparseJEPAConfig,
+    holds_out: bool,
+) -> FineTuningData:
     """Loads the labelled splits.
 
     Args:
         options: which images.
-        side: of the model's images, in pixels.
+        config: of the model, which says what images it takes.
         holds_out: whether a part of the training split is held out.
 
     Raises:
@@ -199,6 +229,7 @@ def load_finetuning_data(options: FineTuningDataArguments, side: int, holds_out:
     """
     train = _load_split(options, options.train_split, options.max_train_examples)
     test = _load_split(options, options.test_split, options.max_test_examples)
+    _resolve_value_range(options, train)
     labels = _labels_of(train, options.train_split)
     # Asked for before classes are compared, since there may be none.
     _labels_of(test, options.test_split)
@@ -208,15 +239,24 @@ def load_finetuning_data(options: FineTuningDataArguments, side: int, holds_out:
     test = align_classes(test, train, _named(options.test_split, options.train_split))
     _require_in_range(_labels_of(test, options.test_split), options.test_split, len(class_names))
 
-    def build(dataset: datasets.Dataset, side: int) -> ImageDataset:
-        return ImageDataset(dataset, side, max_bad_fraction=options.max_bad_fraction)
+    sides = config.image_sides
+
+    def build(dataset: datasets.Dataset, sides: tuple[int, int]) -> ImageDataset:
+        return ImageDataset(
+            dataset,
+            sides,
+            max_bad_fraction=options.max_bad_fraction,
+            num_channels=config.num_channels,
+            value_range=options.value_range,  # type: ignore[arg-type]
+        )
 
     validation = None
     if holds_out:
         mask = validation_mask(torch.from_numpy(labels), options.validation_fraction, options.dataset_seed).numpy()
-        validation = build(train.select(np.flatnonzero(mask)), side)
+        validation = build(train.select(np.flatnonzero(mask)), sides)
         train = train.select(np.flatnonzero(~mask))
-    return FineTuningData(class_names, build(train, options.load_size or side), validation, build(test, side))
+    load_sides = _load_sides(options.load_size, sides)
+    return FineTuningData(class_names, build(train, load_sides), validation, build(test, sides))
 
 
 def _labels_of(dataset: datasets.Dataset, split: str) -> np.ndarray:

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 
-from ...data import resize_to_square, to_rgb
+from ...data.images import PixelFormat
 from ...evaluation import VisionEncoder
 from ..disentanglement import ClassScores, class_scores
 from ..groups import GroupStructure, find_grouping, find_model, group_structure
 from ..measures import NotMeasurable
-from ..patches import collect_patches
+from ..patches import collect_patches, shown_colors
 
 
 MAX_UPLOAD_BYTES = 10 * 1024**2
@@ -43,21 +43,26 @@ class UnusableUploadError(ValueError):
 # ---- functions of arrays ----
 
 
-def read_upload(path: str | Path, size: int) -> np.ndarray:
-    """An uploaded file as the model sees it: upright RGB, its central square, `size` pixels a side.
+def read_upload(path: str | Path, pixel_format: PixelFormat) -> np.ndarray:
+    """An uploaded file as the model sees it.
 
     The number of pixels is read off the file's header, before anything is decoded.
 
     Args:
         path: of the file, whatever its name ends with.
-        size: side in pixels.
+        pixel_format: what the model takes.
 
     Returns:
-        uint8 (3, size, size).
+        uint8 (C, H, W).
 
     Raises:
-        UnusableUploadError: the file is empty, too large, too large once decoded, no image, or a damaged one.
+        UnusableUploadError: the file is empty, too large, too large once decoded, no image, or a damaged one; or the
+            model takes other channels than grey, RGB and RGBA.
     """
+    if pixel_format.num_channels not in (1, 3, 4):
+        raise UnusableUploadError(
+            f"The model takes {pixel_format.num_channels} channels, which an uploaded image has not. Pick one below."
+        )
     num_bytes = os.path.getsize(path)
     if num_bytes == 0:
         raise UnusableUploadError("The file is empty (0 bytes). Choose another image.")
@@ -82,7 +87,7 @@ def read_upload(path: str | Path, size: int) -> np.ndarray:
     if width * height > MAX_UPLOAD_PIXELS:
         raise UnusableUploadError(_too_many_pixels(f"{width * height / 1e6:.0f} million"))
     try:
-        return resize_to_square(to_rgb(image), size)
+        return pixel_format.read(image)
     except Exception as error:
         raise UnusableUploadError(
             "The image is damaged or cut off, so it cannot be decoded to its end. Choose another copy of it."
@@ -109,16 +114,16 @@ def overlay(pixel_values: np.ndarray, levels: np.ndarray, groups: Sequence[int])
     never mix, and a pixel where all levels are 0 stays as it is.
 
     Args:
-        pixel_values: uint8 (3, S, S).
-        levels: of all groups, from 0 to 1, (G, S, S).
+        pixel_values: uint8 (C, H, W), shown as by [`shown_colors`].
+        levels: of all groups, from 0 to 1, (G, H, W).
         groups: the chosen ones; with none, the image comes back.
 
     Returns:
-        uint8 (S, S, 3).
+        uint8 (H, W, 3).
     """
-    image = pixel_values.transpose(1, 2, 0)
+    image = shown_colors(pixel_values)
     if not len(groups):
-        return image.copy()
+        return image
     chosen = levels[list(groups)]
     opacity = OPACITY * chosen.max(axis=0)[..., None]
     colors = np.array([color_of(group) for group in groups])[chosen.argmax(axis=0)]
@@ -141,7 +146,7 @@ class Reading:
 
     Attributes:
         name: in words.
-        pixel_values: uint8 (3, S, S).
+        pixel_values: uint8 (C, H, W).
         maps: a_g = ‖W⁽ᵍ⁾μ‖₂ of every patch, float32 (G, rows, columns).
         mean_input: u_g = W⁽ᵍ⁾μ, averaged over patches, float32 (G, p).
     """
@@ -209,9 +214,9 @@ class GroupExplorer:
         return self._encoder.name
 
     @property
-    def image_size(self) -> int:
-        """Side of the images, in pixels."""
-        return self._encoder.image_size
+    def pixel_format(self) -> PixelFormat:
+        """What images the model takes."""
+        return self._encoder.pixel_format
 
     @property
     def num_groups(self) -> int:
@@ -219,7 +224,7 @@ class GroupExplorer:
         return len(self.structure.column_norms)
 
     def read(self, pixel_values: np.ndarray, name: str) -> Reading:
-        """Runs the model on an image, uint8 (3, S, S)."""
+        """Runs the model on an image, uint8 (C, H, W)."""
         device, dtype = self._model.device, self._model.dtype
         images = self._encoder.preprocess(torch.from_numpy(pixel_values)[None].to(device)).to(dtype)
         self._model.eval()
@@ -230,7 +235,7 @@ class GroupExplorer:
         return Reading(name, pixel_values, maps.cpu().numpy(), inputs.mean(dim=0).cpu().numpy())
 
     def levels(self, reading: Reading, by_place: bool = True) -> np.ndarray:
-        """How active each group is at each pixel, float64 (G, S, S), on one scale for all images of a group.
+        """How active each group is at each pixel, float64 (G, H, W), on one scale for all images of a group.
 
         0 up to the median of the group's activation over the index's images, 1 from its 99th percentile on, and
         straight in between; enlarged from patches bilinearly. A group that is the same in all images has 0.
@@ -248,7 +253,7 @@ class GroupExplorer:
         return enlarged[0].numpy()
 
     def overlay(self, reading: Reading, groups: Sequence[int], by_place: bool = True) -> np.ndarray:
-        """The image coloured by the chosen groups: uint8 (S, S, 3); see [`overlay`] and `levels`."""
+        """The image coloured by the chosen groups: uint8 (H, W, 3); see [`overlay`] and `levels`."""
         return overlay(reading.pixel_values, self.levels(reading, by_place), groups)
 
     def rank(self, reading: Reading) -> np.ndarray:

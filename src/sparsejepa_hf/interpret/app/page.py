@@ -13,6 +13,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
+from ..patches import shown_colors
 from .explorer import (
     MAX_UPLOAD_BYTES,
     MAX_UPLOAD_PIXELS,
@@ -131,7 +132,7 @@ class _View:
 
     def __init__(self, explorer: GroupExplorer) -> None:
         self.explorer = explorer
-        self._square = explorer.image_size <= _MAX_SQUARE_PIXELS
+        self._square = max(explorer.pixel_format.shape[1:]) <= _MAX_SQUARE_PIXELS
         self._about = [self._about_group(group) for group in range(explorer.num_groups)]
 
     # ---- what controls call ----
@@ -141,7 +142,7 @@ class _View:
         if path is None:
             return None, *[gr.skip()] * 5
         try:
-            pixel_values = read_upload(path, self.explorer.image_size)
+            pixel_values = read_upload(path, self.explorer.pixel_format)
         except UnusableUploadError as error:
             return None, gr.skip(), self._failed(f"{Path(path).name}: {error}", reading), *[gr.skip()] * 3
         finally:
@@ -201,8 +202,9 @@ class _View:
 
     def pictures(self, reading: Reading, groups: Sequence[int], by_place: bool) -> str:
         """The image, and the image coloured by the chosen groups."""
-        size = self.explorer.image_size
-        plain = self._picture(reading.pixel_values.transpose(1, 2, 0), f"The image: {reading.name}")
+        _, height, width = self.explorer.pixel_format.shape
+        part = "the central square" if height == width else "the centre"
+        plain = self._picture(shown_colors(reading.pixel_values), f"The image: {reading.name}")
         colored = self._picture(
             self.explorer.overlay(reading, groups, by_place), f"The image coloured by {self._list(groups)}"
         )
@@ -211,7 +213,7 @@ class _View:
         else:
             caption = "All groups are switched off, so the image keeps its colours."
         return (
-            f"<div class='pair'><figure>{plain}<figcaption>What the model gets: the central square, {size} × {size} "
+            f"<div class='pair'><figure>{plain}<figcaption>What the model gets: {part}, {width} × {height} "
             f"pixels</figcaption></figure><figure>{colored}<figcaption>{caption}</figcaption></figure></div>"
         )
 
@@ -246,7 +248,7 @@ class _View:
         cards = []
         for image, similarity in found:
             other = self.explorer.readings[image]
-            plain = self._picture(other.pixel_values.transpose(1, 2, 0), f"A near image: {other.name}")
+            plain = self._picture(shown_colors(other.pixel_values), f"A near image: {other.name}")
             colored = self._picture(
                 self.explorer.overlay(other, groups, by_place), f"The same image coloured by {self._list(groups)}"
             )
@@ -349,4 +351,4 @@ def _chip(group: int) -> str:
 def _enlarged(pixel_values: np.ndarray) -> np.ndarray:
     """A thumbnail for the gallery, which would smooth a smaller one: uint8 (H, W, 3)."""
     times = max(1, 128 // pixel_values.shape[1])
-    return pixel_values.transpose(1, 2, 0).repeat(times, axis=0).repeat(times, axis=1)
+    return shown_colors(pixel_values).repeat(times, axis=0).repeat(times, axis=1)
