@@ -24,7 +24,9 @@ from datasets import (
     load_dataset,
     load_from_disk,
 )
+from datasets.exceptions import DatasetGenerationError
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from fsspec import available_protocols  # type: ignore[import-untyped]
 from huggingface_hub.constants import HF_HUB_CACHE
 from transformers.utils import logging
 
@@ -222,7 +224,7 @@ def _load(
     """The data set, and below which folders its rows may name files; None: anywhere on disk."""
     path = Path(source).expanduser() if isinstance(source, (str, Path)) else None
     style = SCENE_STYLES.get(str(source))
-    is_address = "://" in str(source)
+    is_address = isinstance(source, str) and "://" in source
     is_glob = path is not None and (glob.has_magic(str(path)) or bool(_BRACES.search(str(path))))
     if name is not None and (path is None or style or is_address or is_glob or path.exists()):
         raise ValueError(
@@ -332,12 +334,13 @@ def _load_address(source: str, split: str, options: _Options) -> tuple[AnyDatase
         return _load_from_hub(repository[1], split, None, options)
     addresses = _expand_braces(source)
     names = [Path(address.partition("?")[0].partition("://")[2]) for address in addresses]
-    kinds = sorted({_BUILDER_OF_SUFFIX.get(name.suffix.lower(), "another format") for name in names})
-    if len(kinds) > 1 or kinds[0] == "another format":
+    kinds = {_BUILDER_OF_SUFFIX.get(name.suffix.lower()) for name in names}
+    builder = kinds.pop()
+    if kinds or builder is None or source.partition("://")[0] not in available_protocols():
         raise ValueError(
-            f"The address {source!r} leads to files for {' and '.join(kinds)}; expected files of one of "
-            ".parquet, .arrow, .tar or an image format, such as https://host/train-{000..012}.tar. A folder cannot be "
-            "listed by its address: name the files, or download the folder."
+            f"No data set can be read at the address {source!r}; expected files of one format (.parquet, .arrow, .tar "
+            "or images), such as https://host/train-{000..012}.tar, and a protocol that fsspec knows. Folders are not "
+            "listed over the network: name their files, or download them."
         )
     by_split: dict[str, list[str]] = {}
     for address, name in zip(addresses, names, strict=True):
@@ -347,12 +350,15 @@ def _load_address(source: str, split: str, options: _Options) -> tuple[AnyDatase
         by_split = {base: next(iter(by_split.values()))}
     chosen = _pick_split(base, by_split, repr(source))
     try:
-        dataset = _read(kinds[0], chosen, by_split[chosen], split.replace(base, chosen, 1), options)
+        dataset = _read(builder, chosen, by_split[chosen], split.replace(base, chosen, 1), options)
     except ImportError as error:
-        raise ImportError(f"The address {source!r} needs a package that is not installed: {error}.") from error
+        raise ImportError(f"To read {source!r}, a package is missing: {error}.") from error
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"No file was found at {source!r} ({error}). Check the address.") from error
-    except (OSError, TimeoutError) as error:
+        raise FileNotFoundError(f"{source!r} was not found, or not reached ({error}). Check the address.") from error
+    except ValueError:
+        raise
+    except Exception as error:
+        # Each protocol has errors of its own.
         raise ConnectionError(
             f"{source!r} could not be read ({type(error).__name__}: {error}). Check the address and the connection, "
             "or give a local path."
@@ -389,7 +395,11 @@ def _read(builder: str, name: str, files: list[str], split: str, options: _Optio
     )
     if options.streaming:
         return tars.as_streaming_dataset(split=split)
-    tars.download_and_prepare()
+    try:
+        tars.download_and_prepare()
+    except DatasetGenerationError as error:
+        # It does not say why; its cause does.
+        raise error.__cause__ if isinstance(error.__cause__, ValueError) else error from None
     return tars.as_dataset(split=split)
 
 

@@ -147,6 +147,7 @@ def _load_split(
         streaming=streaming,
         max_examples=max_examples,
         seed=options.dataset_seed,
+        trust_paths=options.trust_paths,
     )
 
 
