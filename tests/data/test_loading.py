@@ -92,6 +92,21 @@ class TestFoldersOfEveryKind:
         assert len(load(tmp_path / "mine")) == 1
         assert "3 of the 4 files" in said[0] and ".heic: 2, .txt: 1" in said[0]
 
+    def test_what_is_found_and_loaded_is_said(self, tmp_path, load, monkeypatch):
+        said = []
+        monkeypatch.setattr(loading.logger, "info", said.append)
+        monkeypatch.setattr(loading.logger, "warning", said.append)
+        write_images(tmp_path / "mine" / "train" / "cat", range(3))
+        write_images(tmp_path / "mine" / "train" / "dog", range(2))
+        load(tmp_path / "mine")
+        assert said == [f"{str(tmp_path / 'mine')!r}, split 'train': 5 images in 2 classes."]
+        (tmp_path / "mine" / ".DS_Store").write_text("")
+        (tmp_path / "mine" / "metadata.csv").write_text("file_name,label\n")
+        (tmp_path / "mine" / "train" / "cat" / "metadata.csv").write_text("file_name,label\n0.png,1\n")
+        load(tmp_path / "mine")
+        assert "1 files or folders" in said[1] and "1 of the 7 files" in said[2] and "mine/metadata.csv" in said[2]
+        assert "4 of the 5 images" in said[3] and "1 images" in said[4]
+
     def test_a_folder_that_cannot_be_read_is_named(self, tmp_path, load, monkeypatch):
         write_images(tmp_path / "mine" / "locked", [1])
         real = os.scandir
@@ -479,6 +494,21 @@ class TestAlignedClasses:
             align_classes(test, train, ("held-out", "mine"))
         with pytest.raises(ValueError, match="class names in one and numbers in the other"):
             align_classes(table(range(2), label=[0, 1]), train)
+
+    @pytest.mark.parametrize("kind", [ClassLabel(names=list("abcdef")), Value("int64")])
+    def test_a_split_that_is_cut_from_ordered_classes(self, kind, monkeypatch):
+        said = []
+        monkeypatch.setattr(loading.logger, "warning", said.append)
+        both = table(range(12), label=[i // 2 for i in range(12)]).cast_column("label", kind)
+        with pytest.raises(
+            ValueError, match=r"2 classes \((e, f|4, 5)\) and train of 4 \(.*\.\.\.\), and none is in common"
+        ):
+            align_classes(both.select(range(8, 12)), both.select(range(8)))
+        assert not said
+        align_classes(both.select(range(7, 12)), both.select(range(8)))
+        assert "2 of the 3 classes, 4 of the 5 images" in said[0]
+        align_classes(both, both)
+        assert len(said) == 1
 
 
 def tar_bytes(files: dict[str, bytes]) -> bytes:

@@ -7,6 +7,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from accelerate import Accelerator
 
 from ..configuration_sparsejepa import SparseJEPAConfig
 from ..data import (
@@ -118,6 +119,21 @@ def has_labels(dataset: ImageDataset) -> bool:
         return bool((dataset.labels >= 0).any())
     example = dataset[0]
     return int(example.get("labels", -1)) >= 0
+
+
+def count_undecodable(accelerator: Accelerator, *parts: ImageDataset | StreamingImageDataset | None) -> int:
+    """How often a run met an undecodable image, in all processes and their workers; to be called by all processes.
+
+    An image that is decoded anew in each epoch counts each time. Cached images are decoded once, by every process.
+    """
+    present = [part for part in parts if part is not None]
+    met = sum(part.num_bad for part in present if not _is_cached(part))
+    total = accelerator.reduce(torch.tensor(met, device=accelerator.device))
+    return int(total) + sum(part.num_bad for part in present if _is_cached(part))
+
+
+def _is_cached(dataset: Any) -> bool:
+    return getattr(dataset, "pixel_values", None) is not None
 
 
 def _require_steps_of_streams(data: DataArguments, training: SparseJEPATrainingArguments) -> None:
