@@ -41,9 +41,9 @@ ValueRange: TypeAlias = tuple[float, float]
 
 # Readers without a signature would take any bytes for an image; that of EPS starts Ghostscript.
 _PLUGINS = {
-    "JPEG": JpegImagePlugin,
-    "PNG": PngImagePlugin,
     "WEBP": WebPImagePlugin,
+    "PNG": PngImagePlugin,
+    "JPEG": JpegImagePlugin,
     "TIFF": TiffImagePlugin,
     "BMP": BmpImagePlugin,
     "DIB": BmpImagePlugin,
@@ -126,8 +126,9 @@ def read_pixels(
         TypeError: `image` is of a type that [`read_image`] does not take.
     """
     if num_channels in _MODES:
-        return np.atleast_3d(np.asarray(read_image(image, _MODES[num_channels], open_file, value_range)))
-    with _naming(image):
+        pixels = np.asarray(read_image(image, _MODES[num_channels], open_file, value_range))
+        return pixels if num_channels > 1 else pixels[..., None]
+    try:
         opened = _open(image, num_channels, value_range, open_file)
         if isinstance(opened, Image.Image):
             raise UndecodableImageError(
@@ -140,6 +141,8 @@ def read_pixels(
                 f"it has {array.shape[2]} channels (shape {opened.shape}), but {num_channels} are expected"
             )
         return to_8_bit(array, value_range)
+    except UndecodableImageError as error:
+        raise _named(image, error) from error.__cause__
 
 
 def read_image(
@@ -175,42 +178,40 @@ def read_image(
         TypeError: `image` is of a type not listed above.
         ValueError: `value_range` is not two finite numbers, the lower one first.
     """
-    with _naming(image):
+    try:
         opened = _open(image, 4 if mode == "RGBA" else 3, value_range, open_file)
         if mode is None:
             return opened
         if isinstance(opened, np.ndarray):
-            opened = _from_array(opened, value_range)
-            value_range = None
-        with _one_at_a_time(opened.size):
-            return _convert(opened, mode, value_range)
+            opened, value_range = _from_array(opened, value_range), None
+        return _convert(opened, mode, value_range)
+    except UndecodableImageError as error:
+        raise _named(image, error) from error.__cause__
+
+
+def fit_image(image: Image.Image, sides: tuple[int, int]) -> Image.Image:
+    """The centre of an image of 8 bits a channel, as large as the aspect ratio of `sides` allows, resized to them.
+
+    An image of that size already keeps its pixels. Any other is resampled once, by an antialiased bicubic filter, from
+    the very rectangle that fits into it: no side is rounded to whole pixels before the cut.
+
+    Args:
+        image: of mode L or RGB. PIL would weigh the colours of other modes by a channel that is none.
+        sides: height and width of the result, in pixels.
+    """
+    size = sides[1], sides[0]
+    return image if image.size == size else ImageOps.fit(image, size, Image.Resampling.BICUBIC)
 
 
 def fit_pixels(pixels: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
-    """The centre of an image, as large as the aspect ratio of `sides` allows, resized to them.
-
-    An image of that size already keeps its pixels. Any other is resampled once, by an antialiased bicubic filter, from
-    the very rectangle that fits into it: no side is rounded to whole pixels before the cut. Channels do not touch each
-    other.
-
-    Args:
-        pixels: uint8 (H, W, C).
-        sides: height and width of the result, in pixels.
-
-    Returns:
-        uint8 (C, height, width), C-contiguous.
-    """
-    if pixels.shape[:2] == tuple(sides):
+    """[`fit_image`] of uint8 (H, W, C) as uint8 (C, height, width), C-contiguous; channels do not touch each other."""
+    if pixels.shape[:2] == sides:
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
     if pixels.shape[2] == 3:
         # At once, which gives the same and takes half the time.
-        return np.ascontiguousarray(_fit(pixels, sides).transpose(2, 0, 1))
-    # PIL would weigh colours by a fourth channel, and knows no images of more.
-    return np.stack([_fit(np.ascontiguousarray(channel), sides) for channel in np.moveaxis(pixels, 2, 0)])
-
-
-def _fit(pixels: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
-    return np.asarray(ImageOps.fit(Image.fromarray(pixels), (sides[1], sides[0]), Image.Resampling.BICUBIC))
+        return np.ascontiguousarray(np.asarray(fit_image(Image.fromarray(pixels), sides)).transpose(2, 0, 1))
+    channels = (np.ascontiguousarray(channel) for channel in np.moveaxis(pixels, 2, 0))
+    return np.stack([np.asarray(fit_image(Image.fromarray(channel), sides)) for channel in channels])
 
 
 def to_8_bit(values: np.ndarray, value_range: ValueRange | None = None) -> np.ndarray:
@@ -285,15 +286,11 @@ def require_value_range(value_range: Any) -> tuple[float, float]:
 # ---- from what is given to an image that is open ----
 
 
-@contextlib.contextmanager
-def _naming(image: Any) -> Any:
-    """Puts the name of the image before the reason that it cannot be decoded."""
-    try:
-        yield
-    except UndecodableImageError as error:
-        raise UndecodableImageError(
-            f"{_describe(image)} could not be decoded as an image: {error}. Mend it or take it out of the data set."
-        ) from error.__cause__
+def _named(image: Any, error: UndecodableImageError) -> UndecodableImageError:
+    """The error with the name of the image before the reason that it cannot be decoded."""
+    return UndecodableImageError(
+        f"{_describe(image)} could not be decoded as an image: {error}. Mend it or take it out of the data set."
+    )
 
 
 def _open(
@@ -327,11 +324,9 @@ def _read_file(path: str, open_file: Callable[..., Any]) -> bytes:
     try:
         with open_file(path, "rb") as file:
             return file.read()
-    except (OSError, ValueError) as error:
-        if isinstance(error, UndecodableImageError):
-            raise
-        # A null character in a path is a ValueError.
-        raise UndecodableImageError(f"the file cannot be read ({type(error).__name__}: {error})") from error
+    # An archive raises what it likes about a damaged member.
+    except Exception as error:
+        raise _undecodable(error) from error
 
 
 def _from_bytes(content: bytes, num_channels: int, value_range: ValueRange | None) -> Image.Image | np.ndarray:
@@ -339,9 +334,9 @@ def _from_bytes(content: bytes, num_channels: int, value_range: ValueRange | Non
         return _from_npy(content)
     try:
         opened = _decode(content, num_channels, value_range)
-    except UndecodableImageError:
+    except UndecodableImageError as error:
         if content.startswith(_TIFF_SIGNATURES):
-            return _from_tiff(content, num_channels)
+            return _from_tiff(content, num_channels, error)
         if not content.startswith(_PNG_SIGNATURE):
             raise
         # Once more without its texts, whose damage or length is none of the pixels.
@@ -356,11 +351,14 @@ def _decode(content: bytes, num_channels: int, value_range: ValueRange | None) -
     """The image in the bytes of a file, loaded."""
     try:
         opened = Image.open(io.BytesIO(content), formats=FORMATS)
-        _require_size(*opened.size)
-        lost = _lost(opened, num_channels, value_range)
-        if not lost:
-            with _one_at_a_time(opened.size):
+        pixels = _require_size(*opened.size)
+        may_lose = value_range is not None or opened.format == "TIFF"
+        lost = _lost(opened, num_channels, value_range) if may_lose else None
+        if not lost and pixels > _LARGE:
+            with _large_image:
                 opened.load()
+        elif not lost:
+            opened.load()
     # Whatever a decoder raises about damaged bytes; no code of ours stands above, but for the checks.
     except Exception as error:
         raise _undecodable(error, content) from error
@@ -375,10 +373,13 @@ def _undecodable(error: Exception, content: bytes = b"") -> Exception:
         return error
     if isinstance(error, Image.UnidentifiedImageError):
         found = _format_of(content)
+        if found in FORMATS:
+            return UndecodableImageError(f"it begins as {found}, but is damaged or of a kind that PIL does not read")
         return UndecodableImageError(
-            f"{f'it seems to be {found}' if found else 'its bytes begin as no image does'}; the formats read are "
-            f"{', '.join(FORMATS)} and .npy, and it may be damaged"
+            f"it begins as {found or 'no image'}, but is expected to be one of {', '.join(FORMATS)} and .npy"
         )
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return UndecodableImageError(f"{error} Cut or shrink it, or set PIL.Image.MAX_IMAGE_PIXELS")
     if isinstance(error, MemoryError):
         try:
             # As much as the largest image takes. A decoder that wanted more was misled by damaged bytes.
@@ -399,28 +400,27 @@ def _format_of(content: bytes) -> str | None:
     return None
 
 
-def _require_size(width: int, height: int) -> None:
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and width * height > limit:
+def _require_size(width: int, height: int) -> int:
+    """The number of pixels, if it is allowed."""
+    pixels, limit = width * height, Image.MAX_IMAGE_PIXELS
+    if limit is not None and pixels > limit:
         raise UndecodableImageError(
             f"it has {width} x {height} pixels, more than the {limit} allowed: cut or shrink it, or set "
             "PIL.Image.MAX_IMAGE_PIXELS"
         )
-
-
-def _one_at_a_time(size: tuple[int, int]) -> Any:
-    return _large_image if size[0] * size[1] > _LARGE else contextlib.nullcontext()
+    return pixels
 
 
 def _lost(opened: Any, num_channels: int, value_range: ValueRange | None) -> str | None:
     """What PIL would leave out of a file's values though it is asked for."""
-    if opened.format not in ("PNG", "TIFF"):
-        return None
-    samples = opened.tag_v2.get(_SAMPLES_PER_PIXEL_TAG, 1) if opened.format == "TIFF" else 0
-    if samples > len(opened.getbands()) and num_channels not in (1, 3):
-        return f"PIL reads {len(opened.getbands())} of its {samples} channels"
-    if value_range is not None and opened.mode[0] not in "IF" and ";16" in repr(opened.tile):
-        return "PIL reads 16-bit colours at 8 bits, to which no value_range applies: save it as TIFF or .npy"
+    if opened.format == "TIFF":
+        samples, bands = opened.tag_v2.get(_SAMPLES_PER_PIXEL_TAG, 1), len(opened.getbands())
+        # RGB with one more is RGB to whoever asks for that.
+        if samples > bands and opened.mode != "P" and (bands < 3 or num_channels not in (1, 3)):
+            return f"PIL reads {bands} of its {samples} channels"
+    if value_range is not None and opened.format in ("PNG", "TIFF"):
+        if opened.mode[0] not in "IF" and ";16" in repr(opened.tile):
+            return "PIL reads 16-bit colours at 8 bits, to which no value_range applies: save it as TIFF or .npy"
     return None
 
 
@@ -441,14 +441,12 @@ def _from_npy(content: bytes) -> np.ndarray:
     return array.astype(dtype.newbyteorder("="), copy=False)
 
 
-def _from_tiff(content: bytes, num_channels: int) -> np.ndarray:
-    """The first page of a TIFF that PIL does not read, as (H, W) or (H, W, C)."""
+def _from_tiff(content: bytes, num_channels: int, reason: UndecodableImageError) -> np.ndarray:
+    """The first page of a TIFF that PIL does not read for that reason, as (H, W) or (H, W, C)."""
     try:
         tifffile = importlib.import_module("tifffile")
-    except ImportError as error:
-        raise UndecodableImageError(
-            "PIL cannot read this TIFF whole, and the package tifffile, which may, is missing: pip install tifffile"
-        ) from error
+    except ImportError:
+        raise UndecodableImageError(f"{reason} (the package tifffile may read it: pip install tifffile)") from reason
     try:
         with tifffile.TiffFile(io.BytesIO(content)) as file:
             page = file.pages[0]
@@ -518,24 +516,26 @@ def _convert(image: Image.Image, mode: str, value_range: ValueRange | None) -> I
     has_alpha = image.mode in _ALPHA_MODES or ("transparency" in image.info and not is_wide)
     if value_range is None and image.mode == mode and (mode == "RGBA" or not has_alpha):
         return image
-    if has_alpha:
-        image = image.convert("RGBA")
-    elif is_wide:
-        values = np.asarray(image)
-        # PIL names the order of bytes in the mode.
-        values = values.astype(np.uint16) if image.mode.startswith("I;16") else values
-        image, value_range = Image.fromarray(to_8_bit(values, value_range)), None
-    elif image.mode == "LAB":
-        image = cast(Image.Image, ImageCms.applyTransform(image, _lab_to_srgb()))
-    if value_range is not None:
-        image = image if has_alpha else image.convert("RGB")
-        levels = _levels(8, *require_value_range(value_range)).tolist()
-        # Transparency is no value of the scene.
-        image = image.point(levels * 3 + list(range(256)) * has_alpha)
-    if has_alpha and mode != "RGBA":
-        image = Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image)
-    rgb = image if image.mode in ("RGB", mode) and mode != "L" else image.convert("RGB")
-    return rgb if rgb.mode == mode else rgb.convert(mode)
+    with _large_image if image.width * image.height > _LARGE else contextlib.nullcontext():
+        if has_alpha:
+            image = image.convert("RGBA")
+        elif is_wide:
+            values = np.asarray(image)
+            # PIL names the order of bytes in the mode.
+            values = values.astype(np.uint16) if image.mode.startswith("I;16") else values
+            image, value_range = Image.fromarray(to_8_bit(values, value_range)), None
+        elif image.mode == "LAB":
+            image = cast(Image.Image, ImageCms.applyTransform(image, _lab_to_srgb()))
+        if value_range is not None:
+            image = image if has_alpha else image.convert("RGB")
+            levels = _levels(8, *require_value_range(value_range)).tolist()
+            # Transparency is no value of the scene.
+            image = image.point(levels * 3 + list(range(256)) * has_alpha)
+        if has_alpha and mode != "RGBA":
+            image = Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image)
+        # Grey and RGBA are made of the RGB.
+        rgb = image if image.mode in ("RGB", "RGBA") and mode != "L" else image.convert("RGB")
+        return rgb if rgb.mode == mode else rgb.convert(mode)
 
 
 def _range_of_type(values: np.ndarray) -> tuple[float, float]:

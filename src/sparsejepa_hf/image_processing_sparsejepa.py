@@ -19,7 +19,7 @@ from .image_decoding_sparsejepa import fit_pixels, read_image, read_pixels
 _ARRAY_CHANNELS = (1, 2, 3, 4)
 
 
-class SparseJEPAImageProcessorKwargs(ImagesKwargs, total=False):
+class SparseJEPAImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     """What a processor and a call of it take beside transformers' own."""
 
     num_channels: int

@@ -65,7 +65,8 @@ class BatchAugmentation(nn.Module):
        reflection, at a uniform integer offset; pixels are copied exactly. Needs images of `image_size`.
        `crop="resized"`: a random box with area `crop_scale` of the image and an aspect ratio (width / height) that
        is the result's times a factor log-uniform in `crop_ratio`, sides rounded to pixels and cut to the image's,
-       position uniform, resized bilinearly. There is no antialiasing: load images at about `image_size`, where the box is mostly enlarged.
+       position uniform, resized bilinearly. There is no antialiasing: load images at about `image_size`, where the
+       box is mostly enlarged.
        `crop="none"`: no crop. Needs images of `image_size`.
     2. A horizontal flip with probability `horizontal_flip`.
     3. With `color_jitter` j > 0: brightness, contrast and saturation factors, each uniform in [1 - j, 1 + j],

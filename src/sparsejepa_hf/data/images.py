@@ -1,8 +1,10 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """Any image, wherever it lies, as the 8-bit pixels of one shape that a run trains on."""
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import fsspec  # type: ignore[import-untyped]
@@ -12,14 +14,14 @@ from PIL import Image
 from ..image_decoding_sparsejepa import (
     UndecodableImageError,
     ValueRange,
+    fit_image,
     fit_pixels,
     open_regular_file,
     read_image,
-    read_pixels,
 )
 
 
-__all__ = ["PixelFormat", "UndecodableImageError", "open_file", "resize_to_square", "sides_of", "to_rgb"]
+__all__ = ["PixelFormat", "UndecodableImageError", "open_file", "resize_to_square", "sides_of", "to_rgb", "warn_of_dark_images"]
 
 
 def open_file(path: str, mode: str = "rb") -> Any:
@@ -106,10 +108,15 @@ class PixelFormat:
         if self.num_channels < 1:
             raise ValueError(f"num_channels is {self.num_channels}; expected at least 1.")
 
+    @cached_property
+    def sides(self) -> tuple[int, int]:
+        """Height and width."""
+        return sides_of(self.image_size)
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """C, height and width."""
-        return self.num_channels, *sides_of(self.image_size)
+        return self.num_channels, *self.sides
 
     def read(self, image: Any) -> np.ndarray:
         """uint8 (C, height, width) of whatever [`image_decoding_sparsejepa.read_pixels`] takes, or an fsspec address.
@@ -120,8 +127,11 @@ class PixelFormat:
         if image is None:
             raise UndecodableImageError("The image is missing (null).")
         ends = None if self.value_range is None else (self.value_range[0], self.value_range[1])
-        pixels = read_pixels(image, self.num_channels, ends, self.open_file)
-        return fit_pixels(pixels, sides_of(self.image_size))
+        if self.num_channels == 3:
+            # As fit_pixels does, without an array of the whole image in between.
+            rgb = read_image(image, "RGB", self.open_file, ends)
+            return np.ascontiguousarray(np.asarray(fit_image(rgb, self.sides)).transpose(2, 0, 1))
+        return fit_pixels(read_pixels(image, self.num_channels, ends, self.open_file), self.sides)
 
     def try_read(self, image: Any) -> np.ndarray | UndecodableImageError:
         """As [`read`], with why an image cannot be read as a value."""
@@ -129,3 +139,19 @@ class PixelFormat:
             return self.read(image)
         except UndecodableImageError as error:
             return error
+
+
+def warn_of_dark_images(images: Iterable[Any], pixel_format: PixelFormat) -> None:
+    """Warns where the values of a few images fill less than a tenth of what their type could hold.
+
+    Twelve bits of a detector in a file of sixteen are such values: of 4096 levels, 17 would be left.
+    """
+    read = [pixels for image in images if isinstance(pixels := pixel_format.try_read(image), np.ndarray)]
+    brightest = max((int(pixels.max()) for pixels in read), default=0)
+    if pixel_format.value_range is None and 0 < brightest < 255 / 10:
+        warnings.warn(
+            f"The brightest pixel of {len(read)} images is {brightest} of 255, which leaves few levels apart. Where files "
+            "hold fewer bits than their type has, give value_range, the raw values that are black and white: 0 and "
+            "4095 for 12 bits.",
+            stacklevel=3,
+        )

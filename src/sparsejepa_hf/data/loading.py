@@ -2,6 +2,7 @@
 """One entry for every source of images: the Hub, local files, loaded data sets and the built-in scenes."""
 
 import glob
+import io
 import json
 import os
 import re
@@ -9,13 +10,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 from datasets import (
+    Array2D,
+    Array3D,
     ClassLabel,
     Dataset,
     DatasetDict,
+    Features,
     Image,
     IterableDataset,
     IterableDatasetDict,
@@ -43,6 +47,7 @@ SCENE_STYLES: Mapping[str, str] = {SYNTHETIC_SCENES: "plain", TEXTURED_SCENES: "
 _SYNTHETIC_SIZE = 4096
 _BUILDER_OF_SUFFIX = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
 _BUILDER_OF_SUFFIX.update(dict.fromkeys(ImageFolder.EXTENSIONS, "imagefolder"))
+_BUILDER_OF_SUFFIX[".npy"] = "arrayfolder"
 _SPLIT_OF_WORD = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
@@ -56,6 +61,12 @@ _BYTES_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "bmp", "gif", "tif
 _LABEL_NAMES = ("label", "labels", "fine_label", "coarse_label", "cls", "count")
 
 AnyDataset: TypeAlias = Dataset | IterableDataset
+
+
+class ArrayFolder(ImageFolder):
+    """`datasets`' reader of folders of images, for images that are arrays in `.npy` files."""
+
+    EXTENSIONS: ClassVar[list[str]] = [".npy"]
 
 
 def load_image_dataset(
@@ -76,7 +87,7 @@ def load_image_dataset(
 
     Args:
         source: `"synthetic-scenes"` or `"textured-scenes"` (see [`build_scenes`]; 32 pixels, `max_examples` of them,
-            else 4096); a folder of images, flat or with one folder per class, below `train`, `test`, ... folders or
+            else 4096); a folder of images or, without images, of `.npy` files, flat or with one folder per class, below `train`, `test`, ... folders or
             not; a folder, file or glob of Parquet, Arrow or WebDataset (`.tar`) files, whose split is read from names
             such as `train-00000-of-00002.parquet` or from folder names; such files at an address that fsspec reads
             (`https://`, `s3://`, `hf://datasets/`); a folder written by `save_to_disk`; a data set of the `datasets`
@@ -135,7 +146,8 @@ def find_image_column(features: Mapping[str, Any]) -> str:
     """Name of the column that holds the images.
 
     It is the only one of type `datasets.Image`; of several, the one named `image`, else `img`; of none, the only
-    column of raw bytes (or a struct with bytes) with a name such as `image`, `jpg`, `png` or `webp`.
+    column of raw bytes (or a struct with bytes) with a name such as `image`, `jpg`, `png` or `webp`; or the only
+    column of arrays of two or three dimensions.
 
     Raises:
         ValueError: no column or several fit; the message lists the columns with their types.
@@ -147,6 +159,7 @@ def find_image_column(features: Mapping[str, Any]) -> str:
             is_bytes = isinstance(content, Value) and content.dtype in ("binary", "large_binary")
             if column.lower() in _BYTES_NAMES and is_bytes:
                 images.append(column)
+    images = images or [column for column, feature in features.items() if isinstance(feature, (Array2D, Array3D))]
     if len(images) == 1:
         return images[0]
     for column in ("image", "img"):
@@ -416,6 +429,9 @@ def _load_files(files: list[Path], root: Path, split: str, options: _Options, is
         raise FileNotFoundError(
             f"No images and no .parquet, .arrow or .tar files were found in {str(root)!r}; expected one of them."
         )
+    if len(kinds) > 1 and "arrayfolder" in kinds:
+        # Beside images, an array is something else, such as an embedding.
+        kinds.remove("arrayfolder")
     if len(kinds) > 1:
         raise ValueError(
             f"{str(root)!r} mixes files for {' and '.join(kinds)}; expected one kind. Choose with a glob pattern, "
@@ -435,19 +451,21 @@ def _load_files(files: list[Path], root: Path, split: str, options: _Options, is
 
 def _read(builder: str, name: str, files: list[str], split: str, options: _Options) -> AnyDataset:
     """Files of one format as the split `name`; `split` may be a slice of it."""
-    if builder != "webdataset":
+    own = {"cache_dir": options.cache_dir, "data_files": {name: files}}
+    if builder == "webdataset":
+        reader = ImageTars(**own, image=options.image_column, others=options.others)
+    elif builder == "arrayfolder":
+        reader = ArrayFolder(**own)
+    else:
         return load_dataset(builder, data_files={name: files}, split=split, **options.of_datasets)
-    tars = ImageTars(
-        cache_dir=options.cache_dir, data_files={name: files}, image=options.image_column, others=options.others
-    )
     if options.streaming:
-        return tars.as_streaming_dataset(split=split)
+        return reader.as_streaming_dataset(split=split)
     try:
-        tars.download_and_prepare()
+        reader.download_and_prepare()
     except DatasetGenerationError as error:
         # It does not say why; its cause does.
         raise error.__cause__ if isinstance(error.__cause__, ValueError) else error from None
-    return tars.as_dataset(split=split)
+    return reader.as_dataset(split=split)
 
 
 def _tell_loaded(source: str | Path, split: str, dataset: Dataset) -> None:
@@ -470,12 +488,9 @@ def _tell_unlisted(files: list[Path], patterns: list[str], count: int, root: Pat
 
 def _tell_left_out(files: list[Path], builder: str, root: Path) -> None:
     used = {path.parent for path in files if _BUILDER_OF_SUFFIX.get(path.suffix.lower()) == builder}
-    others = [
-        path
-        for path in files
-        # A metadata file is read where it lies beside images.
-        if path.suffix.lower() not in _BUILDER_OF_SUFFIX and not (path.name in _METADATA_NAMES and path.parent in used)
-    ]
+    others = [path for path in files if _BUILDER_OF_SUFFIX.get(path.suffix.lower()) != builder]
+    # A metadata file is read where it lies beside images.
+    others = [path for path in others if not (path.name in _METADATA_NAMES and path.parent in used)]
     if others:
         kinds = Counter(path.suffix.lower() or "no suffix" for path in others)
         counts = ", ".join(f"{kind}: {count}" for kind, count in kinds.most_common(5))
@@ -489,7 +504,8 @@ def _split_files(files: list[Path], root: Path, builder: str, is_folder: bool) -
     """Paths or glob patterns by split."""
     files = [path for path in files if _BUILDER_OF_SUFFIX.get(path.suffix.lower()) == builder]
     by_split: dict[str, list[str]] = {}
-    if builder == "imagefolder" and is_folder:
+    has_folders = builder in ("imagefolder", "arrayfolder")
+    if has_folders and is_folder:
         # Given the folder alone, `datasets` reads splits from any image name with "train" or "test" in it.
         # One pattern a folder: under `**` it would pass over links and over folders that begin with "__".
         roots = _split_folders(files, root)
@@ -498,7 +514,7 @@ def _split_files(files: list[Path], root: Path, builder: str, is_folder: bool) -
             by_split.setdefault(split, []).append(f"{glob.escape(str(folder.absolute()))}/*")
         return by_split
     for path in files:
-        split = "train" if builder == "imagefolder" else _split_of_data_file(path.relative_to(root))
+        split = "train" if has_folders else _split_of_data_file(path.relative_to(root))
         by_split.setdefault(split, []).append(glob.escape(str(path.absolute())))
     return by_split
 
@@ -602,6 +618,8 @@ def _select_columns(
     # Before any cast, which would copy the other columns too.
     extra = [column for column in extra_columns if column in features and column not in new_names]
     dataset = dataset.select_columns([*new_names, *extra])
+    if isinstance(features[image_column], (Array2D, Array3D)):
+        dataset = _as_files(dataset, image_column)
     if label_column and _is_string(features[label_column]):
         if is_stream:
             raise ValueError(
@@ -617,6 +635,24 @@ def _select_columns(
     dataset = dataset.cast_column(image_column, image(decode=not (is_stream and renames)))
     dataset = dataset.rename_columns(renames) if renames else dataset
     return dataset.cast_column("image", image()) if is_stream and renames else dataset
+
+
+def _as_files(dataset: AnyDataset, column: str) -> AnyDataset:
+    """A column of arrays as one of `.npy` files in memory, which images can be read from."""
+    dtype = dataset.features[column].dtype
+
+    def write(batch: dict[str, Any]) -> dict[str, Any]:
+        files = []
+        for array in batch[column]:
+            buffer = io.BytesIO()
+            # A missing array is a missing image.
+            if array is not None:
+                np.save(buffer, np.asarray(array).astype(dtype), allow_pickle=False)
+            files.append(None if array is None else {"bytes": buffer.getvalue(), "path": None})
+        return {column: files}
+
+    features = Features({**dataset.features, column: Image(decode=False)})
+    return dataset.with_format("numpy").map(write, batched=True, batch_size=100, features=features).with_format(None)
 
 
 def _is_label(feature: Any) -> bool:

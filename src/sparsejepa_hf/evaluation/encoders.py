@@ -305,8 +305,9 @@ def load_encoder(
         seed: of the initialisation.
         revision: of a checkpoint on the Hub.
         trust_remote_code: run code that a checkpoint brings along.
-        image_size: pixels of the images: the side of a square, or height and width. By default that of the checkpoint's `preprocessor_config.json`
-            (`crop_size`, else `size`), else of its configuration; for this family always the configuration's.
+        image_size: pixels of the images: the side of a square, or height and width. By default that of the
+            checkpoint's `preprocessor_config.json` (`crop_size`, else `size`), else of its configuration; for this
+            family always the configuration's.
         num_channels: of `"pixels"` alone; models say theirs.
         value_range: lowest and highest value of the images. By default that of the checkpoint's image processor.
         device: where to run; by default the CPU.
@@ -452,9 +453,7 @@ def _context_only(model: PreTrainedModel, name: str) -> SparseJEPAVisionModel:
     return vision
 
 
-def _load_timm(
-    name: str, untrained: bool, seed: int, image_size: int | Sequence[int] | None
-) -> TimmWrapperModel:
+def _load_timm(name: str, untrained: bool, seed: int, image_size: int | Sequence[int] | None) -> TimmWrapperModel:
     """timm builds and loads, since it knows each name's default weights and fits positions to `image_size`."""
     # Takes seconds to import, and few need it.
     import timm
@@ -557,7 +556,7 @@ def _read_processor(source: str, hub: dict[str, Any]) -> dict[str, Any]:
 
 
 def _size_of(size: Any) -> int | tuple[int, int] | None:
-    """The side of square images, or height and width, from any of the ways to write them; None where it cannot be told."""
+    """The side of squares, or height and width, from any of the ways to write them; None where it cannot be told."""
     if size is None or isinstance(size, int):
         return size
     if not isinstance(size, (list, tuple)):

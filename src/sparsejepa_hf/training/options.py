@@ -38,6 +38,13 @@ class ImageDataArguments:
         default=None,
         metadata={"help": "Short side that training images are decoded to before augmentation; default: the model's."},
     )
+    value_range: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Raw values that are black and white, such as 0 4095 of 12-bit images; or measure, to take the "
+            "lowest and highest of train_split; default: what the type of an image says."
+        },
+    )
     max_train_examples: int | None = field(
         default=None, metadata={"help": "Take this many images of train_split, chosen at random; default: all."}
     )

@@ -1,6 +1,7 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """The data sets of a run, from its options."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,7 @@ import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
+from transformers.utils import logging
 
 from ..configuration_sparsejepa import SparseJEPAConfig
 from ..data import (
@@ -19,11 +21,17 @@ from ..data import (
     build_scenes,
     load_image_dataset,
 )
+from ..data.dataset import undecoded
+from ..data.row_files import row_opener
 from ..evaluation import validation_mask
+from ..image_decoding_sparsejepa import measure_value_range, require_value_range
 from .arguments import SparseJEPATrainingArguments
 from .options import DataArguments, FineTuningDataArguments, ImageDataArguments
 
 
+logger = logging.get_logger(__name__)
+
+_MEASURE = "measure"
 # The most training images that the comparison at the end of a run looks at.
 MAX_BANK = 20_000
 
@@ -76,7 +84,7 @@ def load_pretraining_data(
             dataset,
             sides,
             num_channels=config.num_channels,
-            value_range=options.value_range,
+            value_range=options.value_range,  # type: ignore[arg-type]
             max_bad_fraction=options.max_bad_fraction,
             shuffle_buffer_size=options.shuffle_buffer,
             seed=options.dataset_seed,
@@ -85,6 +93,7 @@ def load_pretraining_data(
 
     load_sides = _load_sides(options.load_size, sides)
     source = load(options.train_split, options.max_train_examples, options.streaming)
+    _resolve_value_range(options, source)
     train = build(source, load_sides)
     data = PreTrainingData(train)
     # A stream is not labelled here, so only the evaluation loss would look at its held-out images.
@@ -106,11 +115,33 @@ def load_pretraining_data(
 
 
 def _load_sides(load_size: int | None, sides: tuple[int, int]) -> tuple[int, int]:
-    """Height and width that training images are decoded to: of the model's aspect ratio, `load_size` the short side."""
+    """Height and width that training images are decoded to, of the model's aspect ratio."""
     if load_size is None:
         return sides
     height, width = (round(load_size * side / min(sides)) for side in sides)
     return height, width
+
+
+def _resolve_value_range(options: ImageDataArguments, train: Any) -> None:
+    """Makes two numbers of the option `value_range`, or leaves it None.
+
+    Raises:
+        ValueError: it is neither two numbers nor "measure", or images of a stream are to be measured.
+    """
+    if options.value_range is None:
+        return
+    ends: Sequence[Any] = options.value_range
+    if list(ends) == [_MEASURE]:
+        if isinstance(train, datasets.IterableDataset):
+            raise ValueError(
+                "value_range is measure, but the images of a stream are read once; give two numbers, the lowest and "
+                "the highest value of the data set, or leave streaming out."
+            )
+        images = undecoded(train)
+        opener = row_opener(images.features["image"])
+        ends = measure_value_range((row["image"] for row in images), opener)
+        logger.info(f"The values of the training images lie from {ends[0]:g} to {ends[1]:g}.")
+    options.value_range = list(require_value_range(ends))  # type: ignore[arg-type]
 
 
 def has_labels(dataset: ImageDataset) -> bool:
@@ -215,6 +246,7 @@ def load_finetuning_data(
     """
     train = _load_split(options, options.train_split, options.max_train_examples)
     test = _load_split(options, options.test_split, options.max_test_examples)
+    _resolve_value_range(options, train)
     labels = _labels_of(train, options.train_split)
     # Asked for before classes are compared, since there may be none.
     _labels_of(test, options.test_split)
@@ -232,7 +264,7 @@ def load_finetuning_data(
             sides,
             max_bad_fraction=options.max_bad_fraction,
             num_channels=config.num_channels,
-            value_range=options.value_range,
+            value_range=options.value_range,  # type: ignore[arg-type]
         )
 
     validation = None

@@ -13,6 +13,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
+from ..patches import shown_colors
 from .explorer import (
     MAX_UPLOAD_BYTES,
     MAX_UPLOAD_PIXELS,
