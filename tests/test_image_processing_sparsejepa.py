@@ -7,6 +7,7 @@ import io
 import json
 import sys
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -21,7 +22,7 @@ from sparsejepa_hf import (
     SparseJEPAImageProcessor,
     SparseJEPAVisionModel,
 )
-from sparsejepa_hf.data import UndecodableImageError, normalize_images, resize_to_square, to_rgb
+from sparsejepa_hf.data import ImageDataset, UndecodableImageError, normalize_images, resize_to_square, to_rgb
 from sparsejepa_hf.image_processing_sparsejepa import image_processor
 
 
@@ -37,7 +38,7 @@ def draw_image(mode: str, width: int, height: int, seed: int = 0) -> Image.Image
     if mode == "I;16":
         return Image.fromarray(generator.integers(0, 2**16, (height, width)).astype(np.uint16))
     if mode == "I":
-        return Image.fromarray(generator.integers(-5, 2**16, (height, width)).astype(np.int32))
+        return Image.fromarray(generator.integers(0, 2**8, (height, width)).astype(np.int32))
     if mode == "F":
         return Image.fromarray(generator.random((height, width)).astype(np.float32))
     rgba = generator.integers(0, 256, (height, width, 4), dtype=np.uint8)
@@ -138,12 +139,12 @@ class TestPixelsOfTraining:
             tensor.permute(2, 0, 1),
             tensor.permute(2, 0, 1).long(),
             tensor.permute(2, 0, 1) / 255.0,
-            tensor.permute(2, 0, 1).double(),
+            tensor.permute(2, 0, 1).double() / 255,
             values.transpose(2, 0, 1),
             values.astype(np.int64),
         ):
             assert_same(processed(processor, source)[0], expected)
-        half = tensor.permute(2, 0, 1).to(torch.bfloat16)
+        half = (tensor.permute(2, 0, 1) / 255).to(torch.bfloat16)
         assert_same(processed(processor, half)[0], trained(half.float().permute(1, 2, 0).numpy()))
 
     def test_ambiguous_shapes_follow_the_library_unless_told(self, processor):
@@ -206,7 +207,7 @@ class TestOtherChannels:
     def test_what_has_no_such_channels_is_refused(self):
         processor = image_processor((16, 16), *HALF[5])
         for image in (draw_image("RGB", 20, 20), torch.zeros(3, 20, 20)):
-            with pytest.raises(UndecodableImageError, match="5 channels"):
+            with pytest.raises(UndecodableImageError, match="it has 3 channels.* but 5 are expected"):
                 processor(image)
 
     def test_the_model_of_one_channel_is_fed(self, make_model, tmp_path):
@@ -216,12 +217,82 @@ class TestOtherChannels:
         assert model(**inputs).pooler_output.isfinite().all()
 
 
-class TestOptions:
-    def test_other_sides_stretch_every_image(self):
-        image = draw_image("RGB", 40, 30)
+def draw_bands(num_channels: int, height: int, width: int, dtype=np.uint8, seed: int = 0) -> np.ndarray:
+    """An array of random values (H, W, C); 12 bits where there is room."""
+    high = min(2**12, np.iinfo(dtype).max + 1)
+    return np.random.default_rng(seed).integers(0, high, (height, width, num_channels)).astype(dtype)
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+class TestChannelsAndRectangles:
+    @pytest.mark.parametrize("num_channels", [1, 3, 4, 13])
+    @pytest.mark.parametrize("sides", [(16, 16), (16, 32), (24, 8)])
+    @pytest.mark.parametrize("value_range", [None, (100.0, 3000.0)])
+    def test_the_pixels_are_those_of_training_after_a_round_trip(self, num_channels, sides, value_range, tmp_path):
+        dtype = np.uint8 if value_range is None else np.uint16
+        arrays = [draw_bands(num_channels, *shape, dtype) for shape in ((40, 30), (21, 50), sides)]
+        mean, std = [0.4] * num_channels, [0.3] * num_channels
+        image_processor(sides, mean, std, value_range).save_pretrained(tmp_path)
+        saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
+        assert saved["num_channels"] == num_channels
+        assert saved.get("value_range") == (value_range and list(value_range))
+        processor = AutoImageProcessor.from_pretrained(tmp_path)
+        files = [{"bytes": npy(array), "path": None} for array in arrays]
+        table = datasets.Dataset.from_dict({"image": files}).cast_column("image", datasets.Image(decode=False))
+        kept = ImageDataset(table, sides, num_channels=num_channels, value_range=value_range).pixel_values
+        expected = normalize_images(kept, mean, std)
+        assert expected.shape == (3, num_channels, *sides)
+        (tmp_path / "image.npy").write_bytes(files[0]["bytes"])
+        for images in (arrays, files, [np.moveaxis(array, -1, 0) for array in arrays], [npy(a) for a in arrays]):
+            assert_same(processed(processor, images), expected)
+        assert_same(processed(processor, tmp_path / "image.npy"), expected[:1])
+        tensors = [torch.from_numpy(array.astype(np.int32)).permute(2, 0, 1) for array in arrays]
+        assert_same(processed(processor, tensors), expected)
+
+    @pytest.mark.parametrize("width, height", [(70, 20), (20, 70), (40, 41)])
+    def test_the_centre_of_the_aspect_ratio_is_cut_out_before_anything_is_resized(self, width, height):
+        """Each row and column of the result is that of the largest rectangle of its shape in the image."""
+        image = draw_image("RGB", width, height)
         got = processed(image_processor((16, 32), MEAN, STD), image)[0]
+        across, down = min(width, 2 * height), min(height, width / 2)
+        left, top = (width - across) / 2, (height - down) / 2
+        box = (left, top, left + across, top + down)
+        cut = np.asarray(image.resize((32, 16), Image.Resampling.BICUBIC, box=box)).transpose(2, 0, 1)
+        assert_same(got, normalize_images(torch.from_numpy(cut.copy()), MEAN, STD))
+
+    def test_channels_are_found_by_their_number_unless_told(self):
+        processor = image_processor((16, 16), [0.5] * 13, [0.5] * 13)
+        values = draw_bands(13, 20, 3)
+        first = np.moveaxis(values, -1, 0)
+        # Without their number, 3 could be the channels too.
+        assert_same(processed(processor, values), processed(processor, first))
+        cube = draw_bands(13, 13, 13)
+        as_last = processed(processor, cube)
+        assert_same(processed(processor, np.moveaxis(cube, -1, 0), input_data_format="channels_first"), as_last)
+        assert_same(processed(processor, torch.from_numpy(cube).permute(2, 0, 1)), as_last)
+
+    def test_a_number_of_channels_alone_is_a_processor(self):
+        processor = SparseJEPAImageProcessor(size=16, num_channels=13)
+        assert list(processor.image_mean) == list(processor.image_std) == [0.5] * 13
+        assert SparseJEPAImageProcessor(image_mean=[0.5], image_std=[0.5]).num_channels == 1
+        with pytest.raises(ValueError, match=r"image_mean is \[0.5\], and num_channels 13"):
+            SparseJEPAImageProcessor(num_channels=13, image_mean=[0.5])
+
+    def test_rectangles_of_older_checkpoints_stay_stretched(self):
+        older = SparseJEPAImageProcessor(
+            size={"height": 16, "width": 32}, do_center_crop=False, image_mean=MEAN, image_std=STD
+        )
+        image = draw_image("RGB", 40, 30)
         stretched = np.asarray(image.resize((32, 16), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
-        assert_same(got, normalize_images(torch.from_numpy(stretched.copy()), MEAN, STD))
+        assert_same(processed(older, image)[0], normalize_images(torch.from_numpy(stretched.copy()), MEAN, STD))
+
+
+class TestOptions:
 
     def test_each_step_can_be_left_out(self, processor):
         image = draw_image("RGB", 16, 20)
@@ -369,7 +440,7 @@ class TestWithoutThePackage:
 
 class TestSaving:
     def test_the_round_trip_keeps_every_option(self, tmp_path):
-        processor = image_processor((16, 32), [0.1], [0.2])
+        processor = image_processor((16, 32), [0.1], [0.2], (0, 4095))
         processor.save_pretrained(tmp_path)
         for kind in (AutoImageProcessor, SparseJEPAImageProcessor):
             for options in ({}, {"trust_remote_code": True}) if kind is AutoImageProcessor else ({},):

@@ -18,23 +18,24 @@ MEAN, STD = (0.48, 0.45, 0.4), (0.25, 0.24, 0.26)
 LUMA = torch.tensor([0.299, 0.587, 0.114])
 
 
-def batch_of(count: int, size: int = 32, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def batch_of(count: int, size: int | tuple = 32, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    pixels = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
+    height, width = size if isinstance(size, tuple) else (size, size)
+    pixels = torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=generator)
     return pixels, stream_keys(seed, 3, torch.arange(count), 5)
 
 
 def reference(image: torch.Tensor, draws: list[float], augmentation: BatchAugmentation) -> torch.Tensor:
     """One image (3, H, W), step by step with torchvision and numpy."""
     if augmentation.crop == "pad":
-        padding, size = augmentation.crop_padding, augmentation.image_size
+        padding, (height, width) = augmentation.crop_padding, augmentation.image_sides
         padded = np.pad(image.numpy(), ((0, 0), (padding, padding), (padding, padding)), mode="reflect")
         top, left = (int(draw * (2 * padding + 1)) for draw in draws[1:3])
-        image = torch.from_numpy(padded[:, top : top + size, left : left + size].copy())
+        image = torch.from_numpy(padded[:, top : top + height, left : left + width].copy())
     image = image.float()
     if augmentation.crop == "resized":
         box = [int(x) for x in augmentation.crop_boxes(torch.tensor([draws]), *image.shape[-2:])[0]]
-        image = F.resized_crop(image, *box, size=[augmentation.image_size] * 2, antialias=False)
+        image = F.resized_crop(image, *box, size=list(augmentation.image_sides), antialias=False)
     image = F.horizontal_flip(image) if draws[0] < augmentation.horizontal_flip else image
     image = image / 255
     if augmentation.color_jitter:
@@ -58,11 +59,12 @@ def expected(augmentation: BatchAugmentation, pixels: torch.Tensor, keys: torch.
 @pytest.mark.parametrize("crop", ["pad", "resized", "none"])
 @pytest.mark.parametrize("color_jitter", [0.0, 0.3])
 @pytest.mark.parametrize("horizontal_flip", [0.0, 0.5, 1.0])
-def test_equals_the_reference(crop, color_jitter, horizontal_flip):
+@pytest.mark.parametrize("size", [32, (16, 40)])
+def test_equals_the_reference(crop, color_jitter, horizontal_flip, size):
     augmentation = BatchAugmentation(
-        32, MEAN, STD, crop=crop, color_jitter=color_jitter, horizontal_flip=horizontal_flip
+        size, MEAN, STD, crop=crop, color_jitter=color_jitter, horizontal_flip=horizontal_flip
     )
-    pixels, keys = batch_of(24)
+    pixels, keys = batch_of(24, size)
     in_01 = (augmentation(pixels, keys) - expected(augmentation, pixels, keys)) * torch.tensor(STD).view(3, 1, 1)
     # grid_sample's normalised coordinates cost a few millionths of a pixel.
     assert in_01.abs().max() < (2e-5 if crop == "resized" else 1e-6)
@@ -83,7 +85,7 @@ def test_padded_crops_and_flips_copy_whole_pixels(padding):
 
 
 @pytest.mark.parametrize("crop", ["pad", "resized", "none"])
-@pytest.mark.parametrize("size", [32, 40])
+@pytest.mark.parametrize("size", [32, 40, (24, 36)])
 @given(order=st.permutations(range(13)), cut=st.integers(1, 12))
 @settings(max_examples=15, deadline=None)
 def test_a_sample_depends_on_its_own_key_alone(crop, size, order, cut):
@@ -207,11 +209,11 @@ def test_no_augmentation_equals_evaluation():
 
 
 @pytest.mark.parametrize("crop", ["pad", "resized", "none"])
-@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("channels", [1, 4, 6])
 def test_crop_and_flip_do_to_any_channel_what_they_do_to_those_of_rgb(crop, channels):
     pixels, keys = batch_of(8)
     extra = torch.cat([pixels, pixels.flip(1)], dim=1)[:, :channels]
-    mean, std = [0.48, 0.45, 0.4, 0.4][:channels], [0.25, 0.24, 0.26, 0.26][:channels]
+    mean, std = [0.48, 0.45, 0.4, 0.4, 0.4, 0.4][:channels], [0.25, 0.24, 0.26, 0.26, 0.26, 0.26][:channels]
     found = BatchAugmentation(32, mean, std, crop=crop)(extra, keys)
     colours = BatchAugmentation(32, MEAN, STD, crop=crop)(pixels, keys)
     shared = min(channels, 3)
@@ -226,17 +228,38 @@ def test_one_channel_is_jittered_as_the_grey_image_of_three(crop="pad"):
     torch.testing.assert_close(one, three[:, :1], rtol=0, atol=1e-5)
 
 
-def test_four_channels_are_jittered_each_by_itself_but_for_a_common_grey_level():
+def test_the_colours_of_four_channels_are_jittered_as_rgb_and_the_fourth_without_saturation():
+    pixels, keys = batch_of(8)
+    four = torch.cat([pixels, pixels[:, :1].flip(3)], dim=1)
+    options = {"crop": "none", "horizontal_flip": 0.0, "color_jitter": 0.4}
+    found = BatchAugmentation(32, [0.0] * 4, [1.0] * 4, **options)(four, keys)
+    assert torch.equal(found[:, :3], BatchAugmentation(32, [0.0] * 3, [1.0] * 3, **options)(pixels, keys))
+    for image, draw, got in zip(four, uniform(keys, 8).tolist(), found, strict=True):
+        brightness, contrast, _ = (1 + 0.4 * (2 * value - 1) for value in draw[5:8])
+        bright = image.double() / 255 * brightness
+        grey = torch.einsum("chw,c->hw", bright[:3], LUMA.double()).mean()
+        expected_fourth = (contrast * bright[3] + (1 - contrast) * grey).clamp(0, 1).float()
+        torch.testing.assert_close(got[3], expected_fourth, rtol=0, atol=1e-6)
+
+
+def test_the_box_of_a_rectangle_keeps_its_shape():
+    """With one ratio, the image is enlarged alike in both directions, to the rounding of the box to pixels."""
+    augmentation = BatchAugmentation((32, 96), MEAN, STD, crop="resized", crop_ratio=(1.0, 1.0))
+    boxes = augmentation.crop_boxes(torch.rand(200, 8), 320, 960)
+    assert ((boxes[:, 3] / boxes[:, 2] - 3).abs() < 0.02).all()
+
+
+def test_many_channels_are_jittered_each_by_itself_but_for_a_common_grey_level():
     """Saturation would mix them; with equal channels nothing is left of the mean over channels."""
     grey, keys = batch_of(8)[0][:, :1], batch_of(8)[1]
     options = {"crop": "none", "color_jitter": 0.4}
     one = BatchAugmentation(32, [0.4], [0.3], **options)(grey, keys)
-    four = BatchAugmentation(32, [0.4] * 4, [0.3] * 4, **options)(grey.repeat(1, 4, 1, 1), keys)
-    torch.testing.assert_close(four, one.expand_as(four), rtol=0, atol=1e-5)
-    pixels = torch.cat([grey, grey.flip(0), grey.flip(2), grey.flip(3)], dim=1)
-    swapped = BatchAugmentation(32, [0.4] * 4, [0.3] * 4, **options)(pixels.flip(1), keys).flip(1)
+    five = BatchAugmentation(32, [0.4] * 5, [0.3] * 5, **options)(grey.repeat(1, 5, 1, 1), keys)
+    torch.testing.assert_close(five, one.expand_as(five), rtol=0, atol=1e-5)
+    pixels = torch.cat([grey, grey.flip(0), grey.flip(2), grey.flip(3), grey.flip(0, 2)], dim=1)
+    swapped = BatchAugmentation(32, [0.4] * 5, [0.3] * 5, **options)(pixels.flip(1), keys).flip(1)
     torch.testing.assert_close(
-        BatchAugmentation(32, [0.4] * 4, [0.3] * 4, **options)(pixels, keys), swapped, rtol=0, atol=1e-5
+        BatchAugmentation(32, [0.4] * 5, [0.3] * 5, **options)(pixels, keys), swapped, rtol=0, atol=1e-5
     )
 
 

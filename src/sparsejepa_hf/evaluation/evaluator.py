@@ -262,11 +262,15 @@ def _figures(kind: str, probe: LinearProbeResult) -> dict[str, Any]:
 
 
 def _pixel_hashes(dataset: datasets.Dataset) -> list[bytes]:
-    """A digest of every image's pixels; images that cannot be decoded equal none."""
+    """A digest of every image's pixels, or of its file where it has other channels; those that cannot be read equal
+    none."""
     digests = []
     for row, image in enumerate(dataset.cast_column("image", datasets.Image(decode=False))["image"]):
         try:
             digests += image_hashes(np.asarray(to_rgb(image))[None])
         except UndecodableImageError:
-            digests.append(f"{id(dataset)} {row}".encode())
+            content, path = (image or {}).get("bytes"), (image or {}).get("path")
+            if content is None and path and Path(path).is_file():
+                content = Path(path).read_bytes()
+            digests.append(hashlib.blake2b(content or f"{id(dataset)} {row}".encode(), digest_size=32).digest())
     return digests
