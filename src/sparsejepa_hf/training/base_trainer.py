@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import HubStrategy
+from transformers.trainer_utils import EvalLoopOutput, HubStrategy
 from transformers.utils import logging
 
 from ..counter_rng import stream_keys
@@ -29,7 +29,7 @@ from .arguments import ImageTrainingArguments
 from .callbacks import TrainingCallback
 from .checkpoints import last_complete_checkpoint
 from .ema import local_shard
-from .precision import require_full_precision, warn_of_slow_bf16
+from .precision import precision_kept, require_full_precision, warn_of_slow_bf16
 
 
 logger = logging.get_logger(__name__)
@@ -206,6 +206,12 @@ class ImageTrainer(Trainer):
             return super()._get_dataloader(*args, is_training=is_training, **kwargs)
         finally:
             self.args.dataloader_drop_last = drop_last
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """As in `Trainer`, but `bf16_full_eval` and `fp16_full_eval` leave the weights as they were, to be saved or
+        trained on."""
+        with precision_kept(self.model):
+            return super().evaluation_loop(*args, **kwargs)
 
     # ---- one step ----
 

@@ -169,8 +169,8 @@ class TargetEncoderEMA(TrainingCallback):
         kept = float(momenta.prod())
         if kept > 0.5 and state.max_steps >= _MIN_STEPS and state.global_step == 0 and state.is_world_process_zero:
             logger.warning(
-                f"After the {state.max_steps} steps of this run {kept:.0%} of the target encoder will be what it was at "
-                f"the start, since ema_momentum is {args.ema_momentum} and ema_momentum_end {args.ema_momentum_end}. "
+                f"After the {state.max_steps} steps of this run {kept:.0%} of the target encoder will be what it was "
+                f"before, since ema_momentum is {args.ema_momentum} and ema_momentum_end {args.ema_momentum_end}. "
                 "It is the encoder that a checkpoint is used for. Lower both, such as to 0.99 and 0.999 for a short "
                 "run, or train longer."
             )

@@ -2,7 +2,8 @@
 """What bf16 costs: small changes of weights, casts of weights that no gradient moves, slow products on some CPUs."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -38,6 +39,23 @@ def require_full_precision(parameters: Iterable[tuple[str, Tensor]], are_average
             "small steps and the moving average are lost to rounding in half precision. Hold the model in float32, by "
             "from_pretrained(..., dtype=torch.float32) or model.float(), and set bf16=True to compute in bf16."
         )
+
+
+@contextmanager
+def precision_kept(model: nn.Module) -> Iterator[None]:
+    """What is cast in place here, as for an evaluation in half precision, is as it was afterwards."""
+    parameters = [(parameter, parameter.data) for parameter in model.parameters()]
+    buffers = [(part, name, buffer) for part in model.modules() for name, buffer in part.named_buffers(recurse=False)]
+    try:
+        yield
+    finally:
+        for parameter, data in parameters:
+            if parameter.dtype != data.dtype:
+                parameter.data = data.to(parameter.device)
+        for part, name, buffer in buffers:
+            now = getattr(part, name)
+            if now.dtype != buffer.dtype:
+                setattr(part, name, buffer.to(now.device))
 
 
 class AutocastWeights:
