@@ -130,6 +130,15 @@ def test_the_average_over_processes_is_taken_of_the_means():
     assert list(meter.metrics(lambda values: values / 2).values()) == [1.0, 2.0, 3.0]
 
 
+@given(st.lists(st.sampled_from([1.0, 2.0, math.nan, math.inf]), min_size=1, max_size=8))
+def test_of_the_parts_the_first_batch_that_is_not_finite_is_remembered_or_the_last_one(values):
+    meter = LossParts()
+    for value in values:
+        meter.on_outputs(losses(1, value, 0))
+    expected = next((value for value in values if not math.isfinite(value)), values[-1])
+    assert float(meter.last()["kl_loss"]) == pytest.approx(expected, nan_ok=True)
+
+
 # ---- features ----
 
 
@@ -150,20 +159,22 @@ def test_rankme_is_of_the_most_recent_images_of_whole_batches(sizes, window_size
     assert window.metrics(alone)["rankme"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_what_the_next_step_writes_into_the_outputs_memory_changes_no_statistic():
+@pytest.mark.parametrize("size", [1, 8])
+def test_what_the_next_step_writes_into_the_outputs_memory_changes_no_statistic(size):
     """As a replayed CUDA graph does; and the window holds no memory of the outputs."""
     generator = torch.Generator().manual_seed(0)
     window, meter = FeatureMonitor(16), LossParts()
-    outputs = features(torch.randn(8, 3, 6, generator=generator))
+    outputs = features(torch.randn(size, 3, 6, generator=generator))
     parts = losses(1.0, 2.0, 3.0)
-    window.on_outputs(outputs)
+    for _ in range(2):
+        window.on_outputs(outputs)
     meter.on_outputs(parts)
     expected = window.metrics(alone)
     for tensor in (*outputs.values(), *parts.values()):
         tensor.fill_(0.5)
     assert window.metrics(alone) == expected
-    assert list(meter.metrics(alone).values()) == [1.0, 2.0, 3.0]
-    held = {tensor.untyped_storage().data_ptr() for tensor in (*window._pooled, window._spread)}
+    assert list(meter.metrics(alone).values()) == [float(part) for part in meter.last().values()] == [1.0, 2.0, 3.0]
+    held = {tensor.untyped_storage().data_ptr() for tensor in (*window._pooled, *window._targets)}
     assert held.isdisjoint(tensor.untyped_storage().data_ptr() for tensor in outputs.values())
 
 
@@ -191,25 +202,50 @@ def test_target_std_does_not_see_the_scale_of_the_features_but_their_dependence_
     assert spread(0.01 * tokens + positions) < 0.05 * spread(tokens)
 
 
-def test_a_batch_of_one_image_has_no_spread_to_report():
+def test_one_image_has_no_spread_to_report():
     window = FeatureMonitor(4)
     assert window.metrics(alone) == {}
     window.on_outputs(features(torch.randn(1, 3, 4)))
     assert window.metrics(alone) == {}
 
 
+@given(st.integers(2, 40), st.integers(0, 2**31))
+def test_where_a_batch_is_one_image_the_spread_is_of_the_last_16(count, seed):
+    images = torch.randn(count, 3, 8, generator=torch.Generator().manual_seed(seed))
+    window = FeatureMonitor(64)
+    # Images of another distribution, in a batch that has a spread of its own, leave nothing behind.
+    window.on_outputs(features(100 * images[:1].expand(4, 3, 8)))
+    for image in images.split(1):
+        window.on_outputs(features(image))
+    together = FeatureMonitor(64)
+    together.on_outputs(features(images[-16:]))
+    expected = together.metrics(alone)["target_std"]
+    assert window.metrics(alone)["target_std"] == pytest.approx(expected, rel=1e-5)
+
+
 # ---- collapse ----
+
+
+class Weights(SimpleNamespace):
+    """λ and β at their full strength."""
+
+    has_full_sparsity = has_full_kl = True
 
 
 @pytest.fixture
 def check():
-    """Shows logs of a step to one guard; whether it stops the run. Its monitor holds `num_images`."""
+    """Shows logs of a step to one guard; whether it stops the run. Its monitor holds `num_images`, the model 8 latents
+    and, by default, a small λ and β."""
     guards = []
 
-    def check(logs, step=1, action="warn", num_images=64):
+    def check(logs, step=1, action="warn", num_images=64, mode="proximal", **weights):
         if not guards:
             args = SimpleNamespace(collapse_min_std=0.1, collapse_min_rank=3.0, collapse_action=action)
-            guards.append(CollapseGuard(args, SimpleNamespace(num_images=num_images)))
+            weights = {"sparsity_weight": 1e-3, "kl_weight": 1e-3, **weights}
+            loss_weights = Weights(
+                config=SimpleNamespace(num_latents=8, sparsity_mode=mode, target_normalization="layer_norm"), **weights
+            )
+            guards.append(CollapseGuard(args, SimpleNamespace(num_images=num_images), loss_weights))
         control = TrainerControl()
         guards[0].on_log(None, TrainerState(global_step=step), control, logs=logs)
         return control.should_training_stop
@@ -217,14 +253,22 @@ def check():
     return check
 
 
-HEALTHY, LOW_STD, LOW_RANK = (
-    {"target_std": std, "rankme": rank} for std, rank in ((0.1, 3.0), (0.01, 9.0), (0.9, 1.5))
-)
+HEALTHY = {
+    "target_std": 0.1,
+    "rankme": 3.0,
+    "prediction_loss": 0.1,
+    "kl_loss": 16.0,
+    "sparsity_loss": 40.0,
+    "dead_latents": 5.0,
+    "group_gradient_norm": 2e-3,
+}
+LOW_STD, LOW_RANK = {**HEALTHY, "target_std": 0.01}, {**HEALTHY, "rankme": 1.5}
+EMPTY, SILENT = {**HEALTHY, "dead_latents": 8.0}, {**HEALTHY, "kl_loss": 0.07}
 
 
-def test_features_at_their_floors_are_healthy(hear_warnings, check):
+def test_a_run_at_the_floors_is_healthy(hear_warnings, check):
     assert not check(HEALTHY, action="stop")
-    assert not check({}), "nothing measured is no collapse"
+    assert not check({"knn_accuracy": 0.1}), "nothing measured is no collapse"
     assert not hear_warnings.messages
 
 
@@ -233,21 +277,53 @@ def test_the_rank_of_a_few_images_says_nothing(hear_warnings, check):
     assert not hear_warnings.messages
 
 
-@pytest.mark.parametrize(("statistics", "named"), [(LOW_STD, "target_std is 0.01"), (LOW_RANK, "rankme is 1.5")])
 @pytest.mark.parametrize("action", ["warn", "stop"])
-def test_either_floor_is_enough_and_the_warning_names_it(hear_warnings, check, statistics, named, action):
-    assert check(statistics, 12, action) == (action == "stop")
+@pytest.mark.parametrize(
+    ("logs", "found", "advised", "weights"),
+    [
+        (LOW_STD, "Collapse at step 12: target_std is 0.01, its floor 0.1", "ema_momentum", {}),
+        (LOW_RANK, "Collapse at step 12: rankme is 1.5, its floor 3", "ema_momentum", {}),
+        (EMPTY, "8 of 8 latents belong to no group. sparsity_weight is 1000", "smaller sparsity_weight", {}),
+        (SILENT, "the KL is 0.0088 nats a latent, its floor 0.01. kl_weight is 0.01", "smaller kl_weight", {}),
+        (HEALTHY, "it is 100, which makes 1.6e+03 of the loss, and prediction 0.1", "below 0.006", {"kl_weight": 1e2}),
+        ({**HEALTHY, "prediction_loss": 2e4, "kl_loss": 1e9}, "the prediction loss is 2e+04", "learning_rate", {}),
+    ],
+    ids=["spread", "rank", "groups", "posterior", "share", "divergence"],
+)
+def test_an_alarm_says_what_was_seen_and_what_to_do(hear_warnings, check, logs, found, advised, weights, action):
+    weights = {"sparsity_weight": 1e3, "kl_weight": 1e-2, **weights}
+    assert check(logs, 12, action, **weights) == (action == "stop")
     (message,) = hear_warnings.messages
-    assert named in message and "step 12" in message and "ema_momentum" in message
+    assert found in message and advised in message and "step 12" in message
+    assert message.endswith("The run stops here." if action == "stop" else "The run goes on.")
+
+
+def test_the_penalty_counts_as_a_part_of_the_loss_only_where_it_is_one(hear_warnings, check):
+    assert not check(HEALTHY, action="stop", sparsity_weight=1e3)
+    assert not hear_warnings.messages
+
+
+def test_a_penalty_that_drowns_the_prediction_raises_an_alarm(hear_warnings, check):
+    assert check(HEALTHY, action="stop", mode="penalty", sparsity_weight=1e3)
+    assert "Too large a sparsity_weight" in hear_warnings.messages[0]
+
+
+def test_after_a_collapse_of_the_features_no_regulariser_is_blamed(hear_warnings, check):
+    """The prediction loss is near zero then, and less than any regulariser."""
+    check({**LOW_STD, "prediction_loss": 1e-6}, kl_weight=1e-2)
+    (message,) = hear_warnings.messages
+    assert message.startswith("Collapse")
 
 
 def test_one_collapse_is_one_warning_and_a_second_collapse_another(hear_warnings, check):
     for logs in (LOW_STD, {"knn_accuracy": 0.1}, LOW_STD, LOW_RANK):
         check(logs)
     assert len(hear_warnings.messages) == 1
+    check({**LOW_RANK, "dead_latents": 8.0})
+    assert len(hear_warnings.messages) == 2
     check(HEALTHY)
     check(LOW_STD)
-    assert len(hear_warnings.messages) == 2
+    assert len(hear_warnings.messages) == 3
 
 
 # ---- throughput ----

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import HubStrategy
+from transformers.trainer_utils import EvalLoopOutput, HubStrategy
 from transformers.utils import logging
 
 from ..counter_rng import stream_keys
@@ -29,12 +29,14 @@ from .arguments import ImageTrainingArguments
 from .callbacks import TrainingCallback
 from .checkpoints import last_complete_checkpoint
 from .ema import local_shard
-from .precision import warn_of_slow_bf16
+from .precision import precision_kept, require_full_precision, warn_of_slow_bf16
 
 
 logger = logging.get_logger(__name__)
 
 AUGMENTATION_STREAM = 2
+# A step after every other.
+_NEVER = 2**62
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -124,6 +126,7 @@ class ImageTrainer(Trainer):
         )
         self._makes_processor = processing_class is None
         self._slot_step, self._next_slot = -1, 0
+        self._first_bad_step = torch.tensor(_NEVER, device=args.device)
         self._operations: dict[int, int] = {}
         self.fit_to_model()
 
@@ -196,6 +199,12 @@ class ImageTrainer(Trainer):
         finally:
             self.args.dataloader_drop_last = drop_last
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """As in `Trainer`, but `bf16_full_eval` and `fp16_full_eval` leave the weights as they were, to be saved or
+        trained on."""
+        with precision_kept(self.model):
+            return super().evaluation_loop(*args, **kwargs)
+
     # ---- one step ----
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
@@ -233,6 +242,12 @@ class ImageTrainer(Trainer):
     def _training_callbacks(self) -> list[TrainingCallback]:
         return [callback for callback in self.callback_handler.callbacks if isinstance(callback, TrainingCallback)]
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As in `Trainer`; the first step whose loss is not finite is noted on the device, so that nothing waits."""
+        loss, first = super().training_step(*args, **kwargs), self._first_bad_step
+        self._first_bad_step = torch.where(loss.isfinite(), first, first.clamp_max(self.state.global_step + 1))
+        return loss
+
     # ---- a run ----
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
@@ -240,7 +255,8 @@ class ImageTrainer(Trainer):
 
         Raises:
             NonFiniteLossError: the loss is NaN or infinite.
-            ValueError: there is no checkpoint to resume from, it does not fit the model, or there are too few images.
+            ValueError: there is no checkpoint to resume from, it does not fit the model, there are too few images, or
+                weights to train are held in half precision.
         """
         # Flags and YAML files give text.
         choice = {"true": True, "false": None}.get(str(resume_from_checkpoint).lower(), resume_from_checkpoint)
@@ -259,6 +275,8 @@ class ImageTrainer(Trainer):
         # A run begins here, also one that begins again with a smaller batch (`auto_find_batch_size`).
         if self.model_init is not None:
             self.fit_to_model()
+        require_full_precision(self.model.named_parameters())
+        self._first_bad_step = torch.tensor(_NEVER, device=self.args.device)
         self._require_a_batch(self._train_batch_size if batch_size is None else batch_size)
         self._slot_step = -1
         self._operations.clear()
@@ -359,17 +377,25 @@ class ImageTrainer(Trainer):
         """The mean over processes."""
         return self.accelerator.reduce(values, reduction="mean")
 
-    def loss_parts(self) -> dict[str, float]:
-        """The parts of the loss since the last log, where it has parts; asked for when it is not finite."""
+    def loss_parts(self) -> dict[str, Tensor]:
+        """The parts of the loss, where it has parts: of this process's first batch where one was not finite, or of the
+        last batch."""
         return {}
 
     def _require_finite(self, loss: float) -> None:
-        if not math.isfinite(loss):
-            parts = ", ".join(f"{name} {value:.4g}" for name, value in self.loss_parts().items())
-            raise NonFiniteLossError(
-                f"The loss is {loss} at step {self.state.global_step}{f' ({parts})' if parts else ''}; expected a "
-                f"finite number. {self.non_finite_advice} The last checkpoint, if there is one, is from before."
-            )
+        if math.isfinite(loss):
+            return
+        gather = self.accelerator.gather
+        steps = gather(self._first_bad_step[None])
+        # The process that saw it first knows the parts.
+        process, first = int(steps.argmin()), int(steps.min())
+        parts = {name: float(gather(value[None])[process]) for name, value in self.loss_parts().items()}
+        since = "" if first == _NEVER else f", first at step {first}"
+        which = ", ".join(f"{name} {value:.4g}" for name, value in parts.items())
+        raise NonFiniteLossError(
+            f"The loss is {loss} at step {self.state.global_step}{since}{f' ({which})' if parts else ''}; expected a "
+            f"finite number. {self.non_finite_advice} The last checkpoint, if there is one, is from before."
+        )
 
     def _require_finite_weights(self) -> None:
         # A finite loss can still have had a gradient that was not.

@@ -8,19 +8,23 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from ..configuration_sparsejepa import SparseJEPAConfig
 from ..modeling_sparsejepa import SparseJEPAForPreTraining, SparseJEPAGrouping
 from .arguments import SparseJEPATrainingArguments as Arguments
 from .ema import ema_update_
-from .precision import AutocastWeights
+from .precision import AutocastWeights, require_full_precision
 from .proximal import group_lasso_step_, hold_scales_, own_parameter_group, require_known_metric
 from .schedules import cosine, linear, linear_warmup, warmup_steps
 
 
+logger = logging.get_logger(__name__)
+
 # A key of our own in the optimizer's parameter groups; it is saved and restored with the optimizer's state.
 DECAYED = "is_decayed"
+# A shorter run only tries whether everything fits together.
+_MIN_STEPS = 100
 
 
 class TrainingCallback(TrainerCallback):
@@ -53,32 +57,44 @@ class LossWeights(TrainingCallback):
     """λ and β of the step under way: the configuration's, after linear warm-ups.
 
     Attributes:
+        config: the model's configuration.
         sparsity_weight: λ.
         kl_weight: β.
     """
 
     def __init__(self, config: SparseJEPAConfig) -> None:
-        self._config = config
+        self.config = config
         self.sparsity_weight, self.kl_weight = float(config.sparsity_weight), float(config.kl_weight)
 
     def on_train_begin(
         self, args: Arguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         # `model_init` may have made another model.
-        self._config = unwrap(model).config
+        self.config = unwrap(model).config
 
     def on_step_begin(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         step, total = state.global_step, state.max_steps
         sparsity = linear_warmup(step, warmup_steps(args.sparsity_warmup_steps, total))
         kl = linear_warmup(step, warmup_steps(args.kl_warmup_steps, total))
-        self.sparsity_weight = self._config.sparsity_weight * sparsity
-        self.kl_weight = self._config.kl_weight * kl
+        self.sparsity_weight = self.config.sparsity_weight * sparsity
+        self.kl_weight = self.config.kl_weight * kl
+
+    @property
+    def has_full_sparsity(self) -> bool:
+        """Whether the model uses λ, and its warm-up is over."""
+        return self.config.use_grouping and self.sparsity_weight >= self.config.sparsity_weight > 0
+
+    @property
+    def has_full_kl(self) -> bool:
+        """Whether the model uses β, and its warm-up is over."""
+        is_used = self.config.use_grouping and self.config.variational
+        return is_used and self.kl_weight >= self.config.kl_weight > 0
 
     def metrics(self, average: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """`sparsity_weight` and `kl_weight`, if the model uses them."""
-        if not self._config.use_grouping:
+        if not self.config.use_grouping:
             return {}
-        kl_weight = {"kl_weight": self.kl_weight} if self._config.variational else {}
+        kl_weight = {"kl_weight": self.kl_weight} if self.config.variational else {}
         return {"sparsity_weight": self.sparsity_weight, **kl_weight}
 
 
@@ -128,6 +144,9 @@ class TargetEncoderEMA(TrainingCallback):
         self, args: Arguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         sparsejepa = unwrap(model).sparsejepa
+        # Here too, since what prepares the model may have cast it.
+        require_full_precision(sparsejepa.named_parameters(), are_averages=True)
+        self._warn_of_slow_average(args, state)
         self._targets = list(sparsejepa.target_encoder.parameters())
         self._sources = list(sparsejepa.context_encoder.parameters())
         if self._keeps_autocast_weights:
@@ -143,6 +162,18 @@ class TargetEncoderEMA(TrainingCallback):
         ema_update_(self._targets, self._sources, self._momentum)
         if self._autocast_weights is not None:
             self._autocast_weights.refresh()
+
+    def _warn_of_slow_average(self, args: Arguments, state: TrainerState) -> None:
+        """Warns if most of the target encoder would be what it was at the start, though the run is not just a try."""
+        momenta = torch.linspace(args.ema_momentum, args.ema_momentum_end, state.max_steps, dtype=torch.float64)
+        kept = float(momenta.prod())
+        if kept > 0.5 and state.max_steps >= _MIN_STEPS and state.global_step == 0 and state.is_world_process_zero:
+            logger.warning(
+                f"After the {state.max_steps} steps of this run {kept:.0%} of the target encoder will be what it was "
+                f"before, since ema_momentum is {args.ema_momentum} and ema_momentum_end {args.ema_momentum_end}. "
+                "It is the encoder that a checkpoint is used for. Lower both, such as to 0.99 and 0.999 for a short "
+                "run, or train longer."
+            )
 
     def on_train_end(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._autocast_weights is not None:

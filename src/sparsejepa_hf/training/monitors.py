@@ -31,9 +31,30 @@ logger = logging.get_logger(__name__)
 COLLAPSE_ADVICE = (
     "The features no longer depend on the images. Try a faster target encoder (lower ema_momentum, such as 0.99 for a "
     "short run), a smaller learning_rate, longer kl_warmup_steps and sparsity_warmup_steps, or smaller kl_weight and "
-    "sparsity_weight."
+    "sparsity_weight. If it is so from the first log on, look at the images: they may be all alike."
 )
-_MIN_IMAGES_FOR_RANK = 16
+DIVERGENCE_ADVICE = (
+    "A prediction of zero costs less than 1. Start again with a smaller learning_rate or weight_decay, a longer "
+    "warmup_steps, or max_grad_norm=1.0."
+)
+EMPTY_GROUPS_ADVICE = (
+    "So no group can tell images apart. Start again with a smaller sparsity_weight, below the gradient's norm, or a "
+    "longer sparsity_warmup_steps."
+)
+POSTERIOR_COLLAPSE_ADVICE = (
+    "So the latents are noise and tell nothing of the image. Start again with a smaller kl_weight, or a longer "
+    "kl_warmup_steps."
+)
+# Fewer images have a low rank whatever they look like.
+_MIN_IMAGES = 16
+# Share of the latents. Healthy runs keep most of them, and runs with ten times the λ of theirs a third.
+_MIN_LIVING = 0.1
+# Nats a latent. It begins with 0.57; healthy runs end with 2 and more.
+_MIN_KL = 0.01
+# Of targets whose variance is 1. Healthy runs stay below 1.
+_MAX_PREDICTION_LOSS = 10.0
+# A regulariser's part of the loss, in prediction losses. Healthy runs stay below 2.
+_MAX_SHARE = 10.0
 # Images decoded at a time.
 _CHUNK = 512
 
@@ -45,16 +66,23 @@ class LossParts(TrainingCallback):
 
     def __init__(self) -> None:
         self._sums: Tensor | None = None
+        self._last: Tensor | None = None
         self._count = 0
 
     def on_train_begin(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # What a batch that was too large left behind.
-        self._sums, self._count = None, 0
+        self._sums, self._last, self._count = None, None, 0
 
     def on_outputs(self, outputs: ModelOutput) -> None:
         parts = torch.stack([outputs[name].detach().float() for name in self.PARTS])
         self._sums = parts if self._sums is None else self._sums + parts
+        self._last = parts if self._last is None else torch.where(self._last.isfinite().all(), parts, self._last)
         self._count += 1
+
+    def last(self) -> dict[str, Tensor]:
+        """Each part of the last batch of this process, or of the first one where a part was not finite; on the
+        device."""
+        return {} if self._last is None else dict(zip(self.PARTS, self._last, strict=True))
 
     def metrics(self, average: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """The mean of each part since the last call."""
@@ -75,70 +103,143 @@ class FeatureMonitor(TrainingCallback):
     def __init__(self, num_samples: int) -> None:
         self._num_samples = num_samples
         self._pooled: deque[Tensor] = deque()
+        self._targets: deque[Tensor] = deque()
         self._spread: Tensor | None = None
-        self.num_images = 0
 
     def on_train_begin(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._pooled.clear()
-        self._spread, self.num_images = None, 0
+        self._targets.clear()
+        self._spread = None
+
+    @property
+    def num_images(self) -> int:
+        """How many images the rank is computed on, on each process."""
+        return sum(map(len, self._pooled))
 
     def on_outputs(self, outputs: ModelOutput) -> None:
-        self._spread = _target_std(outputs.last_hidden_state) if len(outputs.last_hidden_state) > 1 else None
-        self._pooled.append(outputs.pooler_output.detach().to(torch.float32, copy=True))
-        self.num_images += len(self._pooled[-1])
-        while self.num_images - len(self._pooled[0]) >= self._num_samples:
-            self.num_images -= len(self._pooled.popleft())
+        _append(self._pooled, outputs.pooler_output.detach().to(torch.float32, copy=True), self._num_samples)
+        targets = _normalised(outputs.last_hidden_state)
+        if len(targets) > 1:
+            # The batch is not kept, since it may be large.
+            self._spread = feature_std(targets.flatten(1))
+            self._targets.clear()
+        else:
+            self._spread = None
+            _append(self._targets, targets, _MIN_IMAGES)
 
     def metrics(self, average: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """`target_std`: standard deviation over the last batch's images of each patch's normalised target, averaged
-        over patches and dimensions: 0 if all images look alike to the encoder, at most 1. `rankme`: effective rank of
-        the pooled features."""
-        if self._spread is None:
-            return {}
-        values = torch.stack([self._spread, rankme(torch.cat(list(self._pooled)))])
-        std, rank = average(values).tolist()
+        """`target_std`: standard deviation over images of each patch's normalised target, averaged over patches and
+        dimensions: 0 if all images look alike to the encoder, at most 1. The images are those of the last batch, or,
+        where a batch is one image, the last 16. `rankme`: effective rank of the pooled features."""
+        spread = self._spread
+        if spread is None:
+            if len(self._targets) < 2:
+                return {}
+            spread = feature_std(torch.cat(list(self._targets)).flatten(1))
+        std, rank = average(torch.stack([spread, rankme(torch.cat(list(self._pooled)))])).tolist()
         return {"target_std": std, "rankme": rank}
 
 
-def _target_std(hidden_states: Tensor) -> Tensor:
-    """Mean over patches and dimensions of the targets' standard deviation over images, of (B >= 2, N, D): ()."""
-    targets = F.layer_norm(hidden_states.detach().float(), hidden_states.shape[-1:])
-    return feature_std(targets.flatten(1))
+def _append(window: deque[Tensor], batch: Tensor, num_images: int) -> None:
+    """Keeps the fewest last batches that hold `num_images`, or all while there are fewer."""
+    window.append(batch)
+    while sum(map(len, window)) - len(window[0]) >= num_images:
+        window.popleft()
+
+
+def _normalised(hidden_states: Tensor) -> Tensor:
+    """The targets (B, N, D) that the hidden states make, in memory of their own."""
+    return F.layer_norm(hidden_states.detach().float(), hidden_states.shape[-1:])
 
 
 class CollapseGuard(TrainerCallback):
-    """Warns, or stops the run, when the features' spread or rank falls under its floor.
+    """Warns, or stops the run, when what is logged shows that features, groups or latents carry nothing of the image.
+
+    λ and β are judged once their warm-ups are over.
 
     Args:
-        args: the floors, and what to do.
+        args: the floors of spread and rank, and what to do.
         features: where the logged spread and rank come from.
+        loss_weights: λ and β of the step, and the model's configuration.
     """
 
-    def __init__(self, args: Arguments, features: FeatureMonitor) -> None:
+    def __init__(self, args: Arguments, features: FeatureMonitor, loss_weights: LossWeights) -> None:
         self._args = args
         self._features = features
-        self._has_warned = False
+        self._loss_weights = loss_weights
+        self._raised: set[str] = set()
+
+    def on_train_begin(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._raised = set()
 
     def on_log(
         self, args: Arguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **kwargs: Any
     ) -> None:
+        if "prediction_loss" not in logs:
+            # What is measured between training steps.
+            return
+        alarms = self._features_alarm(logs) | self._divergence_alarm(logs)
+        # After a collapse the prediction loss is less than any regulariser; in a divergence everything is large.
+        alarms |= {} if alarms else self._regulariser_alarms(logs)
+        alarms |= self._groups_alarm(logs) | self._latents_alarm(logs)
+        stops = bool(alarms) and self._args.collapse_action == "stop"
+        ending = "The run stops here." if stops else "The run goes on."
+        for name, text in alarms.items():
+            if name not in self._raised and state.is_world_process_zero:
+                logger.warning(f"{name} at step {state.global_step}: {text} {ending}")
+        self._raised = set(alarms)
+        if stops:
+            control.should_training_stop = True
+
+    def _features_alarm(self, logs: dict[str, float]) -> dict[str, str]:
         # Read here, since the trials of a search set them anew.
         floors = {"target_std": self._args.collapse_min_std, "rankme": self._args.collapse_min_rank}
-        floors = {name: floor for name, floor in floors.items() if name in logs}
-        stops = self._args.collapse_action == "stop"
-        if self._features.num_images < _MIN_IMAGES_FOR_RANK:
-            # The rank of so few images is low whatever they look like.
-            floors.pop("rankme", None)
-        if not floors:
-            return
-        low = [name for name, floor in floors.items() if logs[name] < floor]
-        if low and not self._has_warned:
-            found = ", ".join(f"{name} is {logs[name]:.4g}, its floor {floors[name]:g}" for name in low)
-            ending = "The run stops here." if stops else "The run goes on."
-            logger.warning(f"Collapse at step {state.global_step}: {found}. {COLLAPSE_ADVICE} {ending}")
-        self._has_warned = bool(low)
-        if low and stops:
-            control.should_training_stop = True
+        if self._features.num_images < _MIN_IMAGES:
+            floors.pop("rankme")
+        low = [name for name, floor in floors.items() if name in logs and logs[name] < floor]
+        found = ", ".join(f"{name} is {logs[name]:.4g}, its floor {floors[name]:g}" for name in low)
+        return {"Collapse": f"{found}. {COLLAPSE_ADVICE}"} if low else {}
+
+    def _divergence_alarm(self, logs: dict[str, float]) -> dict[str, str]:
+        loss, normalises = logs["prediction_loss"], self._loss_weights.config.target_normalization == "layer_norm"
+        if not normalises or loss <= _MAX_PREDICTION_LOSS:
+            return {}
+        return {"Divergence": f"the prediction loss is {loss:.3g}. {DIVERGENCE_ADVICE}"}
+
+    def _regulariser_alarms(self, logs: dict[str, float]) -> dict[str, str]:
+        weights, alarms = self._loss_weights, {}
+        penalises = weights.config.sparsity_mode == "penalty"
+        for option, part, applies in (
+            ("kl_weight", "kl_loss", weights.has_full_kl),
+            ("sparsity_weight", "sparsity_loss", weights.has_full_sparsity and penalises),
+        ):
+            share, prediction = getattr(weights, option) * logs[part], logs["prediction_loss"]
+            if applies and share > _MAX_SHARE * prediction:
+                alarms[f"Too large a {option}"] = (
+                    f"it is {getattr(weights, option):g}, which makes {share:.3g} of the loss, and prediction "
+                    f"{prediction:.3g}. Hardly anything but the regulariser is learned. Start again with {option} "
+                    f"below {prediction / logs[part]:.1g}."
+                )
+        return alarms
+
+    def _groups_alarm(self, logs: dict[str, float]) -> dict[str, str]:
+        weights, count = self._loss_weights, self._loss_weights.config.num_latents
+        dead, gradient = logs.get("dead_latents", 0.0), logs.get("group_gradient_norm")
+        if not weights.has_full_sparsity or count - dead >= _MIN_LIVING * count:
+            return {}
+        scale = "" if gradient is None else f", and the norm of W's gradient in the median column {gradient:.2g}"
+        found = (
+            f"{dead:g} of {count} latents belong to no group. sparsity_weight is {weights.sparsity_weight:g}{scale}"
+        )
+        return {"Empty groups": f"{found}. {EMPTY_GROUPS_ADVICE}"}
+
+    def _latents_alarm(self, logs: dict[str, float]) -> dict[str, str]:
+        weights, count = self._loss_weights, self._loss_weights.config.num_latents
+        if not weights.has_full_kl or logs["kl_loss"] >= _MIN_KL * count:
+            return {}
+        found = f"the KL is {logs['kl_loss'] / count:.2g} nats a latent, its floor {_MIN_KL}"
+        advice = POSTERIOR_COLLAPSE_ADVICE
+        return {"Posterior collapse": f"{found}. kl_weight is {weights.kl_weight:g}. {advice}"}
 
 
 class GroupMonitor(TrainingCallback):

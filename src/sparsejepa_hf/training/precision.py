@@ -1,7 +1,9 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
-"""What bf16 costs: casts of weights that no gradient moves, and products that some CPUs have no units for."""
+"""What bf16 costs: small changes of weights, casts of weights that no gradient moves, slow products on some CPUs."""
 
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -17,6 +19,43 @@ _PRODUCT = (512, 192, 768)
 _TURNS = 5
 # Two times of the same product differ by a few per cent.
 _NOISE = 1.1
+
+
+def require_full_precision(parameters: Iterable[tuple[str, Tensor]], are_averages: bool = False) -> None:
+    """Refuses weights to train, and averages of them, in half precision: a change of less than 1/256 would be lost.
+
+    Args:
+        parameters: names and parameters; of those, only what takes a gradient is looked at.
+        are_averages: look at all of them.
+
+    Raises:
+        ValueError: one of them is bf16 or fp16.
+    """
+    half = {name: p.dtype for name, p in parameters if (p.requires_grad or are_averages) and p.itemsize < 4}
+    if half:
+        name, dtype = next(iter(half.items()))
+        raise ValueError(
+            f"{len(half)} weights that training moves, such as {name}, are held in {dtype}; expected float32, since "
+            "small steps and the moving average are lost to rounding in half precision. Hold the model in float32, by "
+            "from_pretrained(..., dtype=torch.float32) or model.float(), and set bf16=True to compute in bf16."
+        )
+
+
+@contextmanager
+def precision_kept(model: nn.Module) -> Iterator[None]:
+    """What is cast in place here, as for an evaluation in half precision, is as it was afterwards."""
+    parameters = [(parameter, parameter.data) for parameter in model.parameters()]
+    buffers = [(part, name, buffer) for part in model.modules() for name, buffer in part.named_buffers(recurse=False)]
+    try:
+        yield
+    finally:
+        for parameter, data in parameters:
+            if parameter.dtype != data.dtype:
+                parameter.data = data.to(parameter.device)
+        for part, name, buffer in buffers:
+            now = getattr(part, name)
+            if now.dtype != buffer.dtype:
+                setattr(part, name, buffer.to(now.device))
 
 
 class AutocastWeights:

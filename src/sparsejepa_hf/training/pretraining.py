@@ -102,7 +102,12 @@ class SparseJEPATrainer(ImageTrainer):
         self.loss_weights, self._loss_parts = LossWeights(self.model.config), LossParts()
         features = FeatureMonitor(args.monitor_samples)
         callbacks: list[Any] = [self._loss_parts, TargetEncoderEMA(self._keeps_autocast_weights())]
-        callbacks += [WeightDecaySchedule(), features, CollapseGuard(args, features), self.loss_weights]
+        callbacks += [
+            WeightDecaySchedule(),
+            features,
+            CollapseGuard(args, features, self.loss_weights),
+            self.loss_weights,
+        ]
         callbacks += [ProximalStep(self.loss_weights), GroupMonitor(self.loss_weights), Throughput()]
         if knn_datasets is None and args.needs_knn:
             raise ValueError(
@@ -216,9 +221,9 @@ class SparseJEPATrainer(ImageTrainer):
             groups.append({"params": own, "weight_decay": 0.0, DECAYED: False, "lr": rate})
         return groups
 
-    def loss_parts(self) -> dict[str, float]:
-        """Means since the last log."""
-        return self._loss_parts.metrics(self._average)
+    def loss_parts(self) -> dict[str, Tensor]:
+        """As in the base class: prediction, KL and sparsity."""
+        return self._loss_parts.last()
 
     def card_facts(self) -> dict[str, Any]:
         """As in the base class, and the masks."""
