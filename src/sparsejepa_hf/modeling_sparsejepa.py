@@ -633,6 +633,9 @@ class SparseJEPAPreTrainedModel(PreTrainedModel):
     _pipeline_tag = "image-feature-extraction"
 
     def __init__(self, config: SparseJEPAConfig, *args: Any, **kwargs: Any):
+        # Weights that are loaded are no larger than their file, but positions are made.
+        is_meta = torch.get_default_device().type == "meta"
+        config.require_memory(0 if is_meta else torch.get_default_dtype().itemsize)
         super().__init__(config, *args, **kwargs)
         # Not on the class: transformers adds a user's tags to the same list.
         self.model_tags = ["sparsejepa", "jepa", "vision"]
