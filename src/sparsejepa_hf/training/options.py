@@ -16,6 +16,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from ..configuration_sparsejepa import PRESETS, SparseJEPAConfig
+from ..masking import MultiBlockMaskSampler
 from .arguments import FineTuningArguments, SparseJEPATrainingArguments
 from .checks import check_options, describe, shown
 
@@ -150,6 +151,9 @@ class ModelArguments:
     )
     kl_weight: float | None = field(default=None, metadata={"help": "Weight of the KL term."})
 
+    def __post_init__(self) -> None:
+        check_options(self, {}, {"preset": tuple(PRESETS)})
+
     def build_config(self) -> SparseJEPAConfig:
         """The configuration: the preset with whatever was given on top.
 
@@ -165,6 +169,43 @@ class ModelArguments:
         return config
 
 
+def check_together(data: DataArguments, training: SparseJEPATrainingArguments, config: SparseJEPAConfig) -> None:
+    """Checks what the options of data and training ask of the model, before images are loaded.
+
+    Raises:
+        ValueError: they do not fit it, or the masks cannot exist on its grid.
+    """
+    sides, channels = config.image_sides, config.num_channels
+    if len(data.image_mean) != channels:
+        raise ValueError(
+            f"image_mean is {data.image_mean}, image_std {data.image_std} and num_channels {channels}; expected one "
+            f"number a channel, such as {[0.5] * min(channels, 3)}."
+        )
+    if training.crop == "pad" and training.crop_padding >= min(sides):
+        raise ValueError(f"crop_padding is {training.crop_padding}; expected less than image_size {min(sides)}.")
+    if data.load_size is not None and data.load_size != min(sides):
+        if data.load_size < min(sides):
+            raise ValueError(f"load_size is {data.load_size}; expected at least image_size {min(sides)}.")
+        if training.crop != "resized":
+            raise ValueError(
+                f"load_size is {data.load_size} and image_size {min(sides)}, which only crop resized brings "
+                f"together, but crop is {training.crop!r}. Leave load_size out, or set crop to resized."
+            )
+    if training.eval_strategy != "no" and str(data.eval_split).lower() == "none":
+        raise ValueError(
+            f"eval_strategy is {str(training.eval_strategy.value)!r}, but eval_split is none; expected a held-out "
+            "split, or eval_strategy no."
+        )
+    ratio = training.target_aspect_ratio
+    MultiBlockMaskSampler(
+        config.grid_size,
+        num_target_blocks=training.num_target_blocks,
+        num_target_patches=training.num_target_patches,
+        num_context_patches=training.num_context_patches,
+        target_aspect_ratio=(ratio[0], ratio[1]),
+    )
+
+
 @dataclass
 class FineTuningModelArguments:
     """Which encoder to begin from."""
@@ -172,6 +213,9 @@ class FineTuningModelArguments:
     model_name_or_path: str = field(
         metadata={"help": "A SparseJEPA checkpoint: a folder, or a model on the Hub. Its target encoder is taken."}
     )
+
+    def __post_init__(self) -> None:
+        check_options(self, {}, {})
 
 
 @dataclass

@@ -20,7 +20,7 @@ from ..data import (
 )
 from ..evaluation import validation_mask
 from .arguments import SparseJEPATrainingArguments
-from .options import DataArguments, FineTuningDataArguments, ImageDataArguments
+from .options import DataArguments, FineTuningDataArguments, ImageDataArguments, check_together
 
 
 # The most training images that the comparison at the end of a run looks at.
@@ -52,6 +52,7 @@ def load_pretraining_data(
         ValueError: options do not fit together, or the splits do not fit each other.
     """
     side = square_side(config)
+    check_together(options, training, config)
     _require_steps_of_streams(options, training)
 
     def load(split: str, max_examples: int | None, streaming: bool) -> Any:
