@@ -4,7 +4,7 @@
 import difflib
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -254,10 +254,7 @@ class SparseJEPAConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._refuse_unknown(kwargs)
-        num_labels = kwargs.get("num_labels")
-        # transformers makes a name of each.
-        if num_labels is not None and not (type(num_labels) is int and 0 <= num_labels <= 2**20):
-            raise ValueError(f"num_labels is {_shown(num_labels)}; expected an integer from 0 to {2**20}.")
+        self._check_base(kwargs)
         if self.predictor_intermediate_size is None:
             self.predictor_intermediate_size = 4 * self.predictor_hidden_size
         if not self.use_grouping:
@@ -283,6 +280,11 @@ class SparseJEPAConfig(BackboneConfigMixin, PreTrainedConfig):
         if name not in PRESETS:
             raise ValueError(f"There is no preset {name!r}; expected one of {', '.join(PRESETS)}.")
         return _built(lambda: cls(**{**PRESETS[name], **overrides}))
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, which stumbles over a file that holds no mapping."""
+        return _built(lambda: super(SparseJEPAConfig, cls).get_config_dict(*args, **kwargs))
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -330,20 +332,54 @@ class SparseJEPAConfig(BackboneConfigMixin, PreTrainedConfig):
             ValueError: with the sizes, and the field that makes the model large.
         """
 
-        def size(changed: Mapping[str, Any]) -> int:
-            values = {**vars(self), **changed}
-            return bytes_per_parameter * _num_parameters(values) + 4 * _num_positions(values)
+        def size(**changed: Any) -> int:
+            return bytes_per_parameter * self._num_parameters(**changed) + 4 * self._num_positions(**changed)
 
         memory = _memory()
-        if memory is None or (needed := size({})) <= memory:
+        if memory is None or (needed := size()) <= memory:
             return
         one = {**dict.fromkeys(_COUNTS, 1), "image_size": self.patch_size}
-        name = min(one, key=lambda name: size({name: one[name]}))
+        name = min(one, key=lambda name: size(**{name: one[name]}))
         raise ValueError(
-            f"{name} is {getattr(self, name)}; such a model has {_num_parameters(vars(self)):,} parameters on "
+            f"{name} is {getattr(self, name)}; such a model has {self._num_parameters():,} parameters on "
             f"{self.num_patches:,} patches and needs {needed / 1e9:,.0f} GB, but this machine has {memory / 1e9:,.0f} "
             f"GB of memory. Lower {name}."
         )
+
+    def _num_positions(self, **changed: Any) -> int:
+        """Numbers in the tables of positions of both encoders and the predictor, with these fields changed."""
+        c = {**vars(self), **changed}
+        (height, width), (patch_height, patch_width) = _pair(c["image_size"]), _pair(c["patch_size"])
+        return (height // patch_height) * (width // patch_width) * (2 * c["hidden_size"] + c["predictor_hidden_size"])
+
+    def _num_parameters(self, **changed: Any) -> int:
+        """Parameters of [`SparseJEPAForPreTraining`] with these fields changed, in closed form: a model that is too
+        large cannot be made to count them."""
+        c = {**vars(self), **changed}
+        width, inner = c["hidden_size"], c["predictor_hidden_size"]
+
+        def mlp(width: int, hidden: int) -> int:
+            return 2 * width * hidden + hidden + width
+
+        def layer(width: int, hidden: int) -> int:
+            return 4 * width**2 + (3 * c["qkv_bias"] + 1) * width + 4 * width + mlp(width, hidden)
+
+        patch_height, patch_width = _pair(c["patch_size"])
+        encoder = (c["num_channels"] * patch_height * patch_width + 1) * width + 2 * width
+        encoder += c["num_hidden_layers"] * layer(width, c["intermediate_size"])
+        predictor = (width + 1) * inner + 2 * inner
+        if c["predictor_type"] == "transformer":
+            predictor += inner + c["predictor_num_hidden_layers"] * layer(inner, c["predictor_intermediate_size"])
+        else:
+            predictor += c["predictor_num_hidden_layers"] * (2 * inner + mlp(inner, c["predictor_intermediate_size"]))
+        behind = c["latent_position"] == "predictor"
+        if c["use_grouping"]:
+            latents, groups, hidden = c["num_latents"], c["num_groups"], c["generator_hidden_size"]
+            predictor += (1 + c["variational"]) * ((inner if behind else width) + 1) * latents
+            predictor += groups * c["group_size"] * (latents + hidden) + groups * hidden + (hidden + 1) * width
+        if not c["use_grouping"] or not behind or c["latent_residual"]:
+            predictor += (inner + 1) * width
+        return 2 * encoder + predictor
 
     @property
     def stage_names(self) -> list[str]:
@@ -393,6 +429,23 @@ class SparseJEPAConfig(BackboneConfigMixin, PreTrainedConfig):
             close = difflib.get_close_matches(unknown[0], names, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ValueError(f"SparseJEPAConfig has no argument {unknown[0]!r}.{hint}")
+
+    def _check_base(self, kwargs: dict[str, Any]) -> None:
+        """What transformers takes without a look, and stumbles over later."""
+        # Not at the top: `import sparsejepa_hf` would take longer.
+        import torch
+
+        num_labels = kwargs.get("num_labels")
+        # A name is made of each.
+        if num_labels is not None and not (type(num_labels) is int and 0 <= num_labels <= 2**20):
+            raise ValueError(f"num_labels is {_shown(num_labels)}; expected an integer from 0 to {2**20}.")
+        for name, value in (("dtype", self.dtype), ("torch_dtype", kwargs.get("torch_dtype"))):
+            dtype = getattr(torch, value, None) if isinstance(value, str) else value
+            if value is not None and not isinstance(dtype, torch.dtype):
+                raise ValueError(f"{name} is {_shown(value)}; expected a type of torch, such as 'float32'.")
+        for name in ("attn_implementation", "_attn_implementation", "experts_implementation"):
+            if not isinstance(kwargs.get(name), (str, dict, type(None))):
+                raise ValueError(f"{name} is {_shown(kwargs[name])}; expected a text, such as 'sdpa'.")
 
     def _check_counts(self) -> None:
         for name, (least, most) in _COUNTS.items():
@@ -480,7 +533,7 @@ def _built(build: Callable[[], Any]) -> Any:
         return build()
     except StrictDataclassError as error:
         raise ValueError(f"The configuration is impossible: {error.__cause__ or error}.") from error
-    except (ArithmeticError, AttributeError, KeyError, TypeError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
         raise ValueError(f"The configuration is impossible: {error}.") from error
 
 
@@ -495,40 +548,6 @@ def _memory() -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
         return None
-
-
-def _num_positions(c: Mapping[str, Any]) -> int:
-    """Numbers in the tables of positions of both encoders and the predictor."""
-    (height, width), (patch_height, patch_width) = _pair(c["image_size"]), _pair(c["patch_size"])
-    return (height // patch_height) * (width // patch_width) * (2 * c["hidden_size"] + c["predictor_hidden_size"])
-
-
-def _num_parameters(c: Mapping[str, Any]) -> int:
-    """Parameters of [`SparseJEPAForPreTraining`], in closed form: a model too large cannot be made to count them."""
-    width, inner = c["hidden_size"], c["predictor_hidden_size"]
-
-    def mlp(width: int, hidden: int) -> int:
-        return 2 * width * hidden + hidden + width
-
-    def layer(width: int, hidden: int) -> int:
-        return 4 * width**2 + (3 * c["qkv_bias"] + 1) * width + 4 * width + mlp(width, hidden)
-
-    patch_height, patch_width = _pair(c["patch_size"])
-    encoder = (c["num_channels"] * patch_height * patch_width + 1) * width + 2 * width
-    encoder += c["num_hidden_layers"] * layer(width, c["intermediate_size"])
-    predictor = (width + 1) * inner + 2 * inner
-    if c["predictor_type"] == "transformer":
-        predictor += inner + c["predictor_num_hidden_layers"] * layer(inner, c["predictor_intermediate_size"])
-    else:
-        predictor += c["predictor_num_hidden_layers"] * (2 * inner + mlp(inner, c["predictor_intermediate_size"]))
-    behind = c["latent_position"] == "predictor"
-    if c["use_grouping"]:
-        latents, groups, hidden = c["num_latents"], c["num_groups"], c["generator_hidden_size"]
-        predictor += (1 + c["variational"]) * ((inner if behind else width) + 1) * latents
-        predictor += groups * c["group_size"] * (latents + hidden) + groups * hidden + (hidden + 1) * width
-    if not c["use_grouping"] or not behind or c["latent_residual"]:
-        predictor += (inner + 1) * width
-    return 2 * encoder + predictor
 
 
 __all__ = ["PRESETS", "SparseJEPAConfig"]
