@@ -720,7 +720,7 @@ class SparseJEPAPreTrainedModel(PreTrainedModel):
 
         Raises:
             OSError: there are no such weights, or their file is damaged.
-            ValueError: `use_safetensors=False` asks for a pickle.
+            ValueError: `use_safetensors=False` asks for a pickle, or the weights are of other shapes.
         """
         if kwargs.setdefault("use_safetensors", True) is False:
             raise ValueError(
@@ -734,6 +734,14 @@ class SparseJEPAPreTrainedModel(PreTrainedModel):
                 f"The weights of {str(pretrained_model_name_or_path)!r} cannot be read ({error}); expected whole "
                 "safetensors files. Nothing was loaded. Copy or save them again; from the Hub, load with "
                 "force_download=True."
+            ) from error
+        except RuntimeError as error:
+            if "ignore_mismatched_sizes" not in str(error):
+                raise
+            raise ValueError(
+                f"The weights of {str(pretrained_model_name_or_path)!r} do not fit the configuration: shapes differ, as "
+                "the log lists. Load with the configuration that they were saved with; ignore_mismatched_sizes=True "
+                "draws those that do not fit at random."
             ) from error
         except OSError as error:
             if f"named {SAFE_WEIGHTS_NAME}" not in str(error):

@@ -54,7 +54,7 @@ NEEDED: dict[type, dict[str, Any]] = {
     ModelArguments: {},
 }
 # What a launcher or a device decides, and what is off whatever is asked for.
-LEFT_OUT = {*_UNCHECKED, "logging_nan_inf_filter", "remove_unused_columns", "local_rank", "tf32"}
+LEFT_OUT = {*_UNCHECKED, "ddp_backend", "logging_nan_inf_filter", "remove_unused_columns", "local_rank", "tf32"}
 SCALARS = st.one_of(
     st.integers(-3, 100),
     st.integers(),
@@ -99,7 +99,9 @@ def options(draw: Any) -> tuple[type, dict[str, Any]]:
     kind = draw(st.sampled_from(list(NEEDED)))
     fields = fields_of(kind)
     names = draw(st.lists(st.sampled_from(list(fields)), min_size=1, max_size=3, unique=True))
-    return kind, {name: draw(st.one_of(VALUES, sensible(name, fields[name]))) for name in names}
+    return kind, {
+        name: draw(sensible(name, fields[name]) if draw(st.booleans()) else VALUES) for name in names
+    }
 
 
 def is_said(error: BaseException, given: dict[str, Any], printed: str = "") -> bool:
