@@ -3,10 +3,13 @@
 
 import difflib
 import math
+import os
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
@@ -39,6 +42,23 @@ _BASE_ARGUMENTS = {
     "torch_dtype",
     # The stock Trainer writes it into every configuration.
     "use_cache",
+}
+
+# The least and the most of what is counted; more is no model, and would be built for hours.
+_COUNTS = {
+    "hidden_size": (1, 2**31),
+    "num_hidden_layers": (1, 1000),
+    "num_attention_heads": (1, 2**31),
+    "intermediate_size": (1, 2**31),
+    "num_channels": (1, 2**31),
+    "predictor_hidden_size": (1, 2**31),
+    "predictor_num_hidden_layers": (1, 1000),
+    "predictor_num_attention_heads": (1, 2**31),
+    "predictor_intermediate_size": (1, 2**31),
+    "num_groups": (1, 2**31),
+    "num_latents": (1, 2**50),
+    "group_size": (1, 2**31),
+    "generator_hidden_size": (1, 2**31),
 }
 
 # Encoders as in DeiT and ViT (arXiv 2012.12877, 2010.11929), except vit-micro, which trains on a CPU; predictors as in
@@ -234,6 +254,7 @@ class SparseJEPAConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._refuse_unknown(kwargs)
+        self._check_base(kwargs)
         if self.predictor_intermediate_size is None:
             self.predictor_intermediate_size = 4 * self.predictor_hidden_size
         if not self.use_grouping:
@@ -258,7 +279,12 @@ class SparseJEPAConfig(BackboneConfigMixin, PreTrainedConfig):
         """
         if name not in PRESETS:
             raise ValueError(f"There is no preset {name!r}; expected one of {', '.join(PRESETS)}.")
-        return cls(**{**PRESETS[name], **overrides})
+        return _built(lambda: cls(**{**PRESETS[name], **overrides}))
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, which stumbles over a file that holds no mapping."""
+        return _built(lambda: super(SparseJEPAConfig, cls).get_config_dict(*args, **kwargs))
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -267,6 +293,8 @@ class SparseJEPAConfig(BackboneConfigMixin, PreTrainedConfig):
         Raises:
             ValueError: the dictionary is the configuration of another family, or an override is unknown or impossible.
         """
+        if not isinstance(config_dict, dict):
+            raise ValueError(f"The configuration is a {type(config_dict).__name__}; expected a mapping.")
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
             raise ValueError(
@@ -282,7 +310,7 @@ class SparseJEPAConfig(BackboneConfigMixin, PreTrainedConfig):
             cls._misspelt(cls._unknown(kwargs))
         ):
             config_dict[key] = kwargs.pop(key)
-        loaded = super().from_dict(config_dict, **kwargs)
+        loaded = _built(lambda: super(SparseJEPAConfig, cls).from_dict(config_dict, **kwargs))
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         for key, value in others.items():
             setattr(config, key, value)
@@ -293,6 +321,65 @@ class SparseJEPAConfig(BackboneConfigMixin, PreTrainedConfig):
         if getattr(self, "auto_map", None):
             self.auto_map = dict(AUTO_MAP)
         return super().save_pretrained(*args, **kwargs)
+
+    def require_memory(self, bytes_per_parameter: int = 4) -> None:
+        """Checks that a model of this configuration fits into the machine's memory, before any of it is made.
+
+        Args:
+            bytes_per_parameter: 4 for float32; 0 where only the tables of positions are made, and weights later.
+
+        Raises:
+            ValueError: with the sizes, and the field that makes the model large.
+        """
+
+        def size(**changed: Any) -> int:
+            return bytes_per_parameter * self._num_parameters(**changed) + 4 * self._num_positions(**changed)
+
+        memory = _memory()
+        if memory is None or (needed := size()) <= memory:
+            return
+        one = {**dict.fromkeys(_COUNTS, 1), "image_size": self.patch_size}
+        name = min(one, key=lambda name: size(**{name: one[name]}))
+        raise ValueError(
+            f"{name} is {getattr(self, name)}; such a model has {self._num_parameters():,} parameters on "
+            f"{self.num_patches:,} patches and needs {needed / 1e9:,.0f} GB, but this machine has {memory / 1e9:,.0f} "
+            f"GB of memory. Lower {name}."
+        )
+
+    def _num_positions(self, **changed: Any) -> int:
+        """Numbers in the tables of positions of both encoders and the predictor, with these fields changed."""
+        c = {**vars(self), **changed}
+        (height, width), (patch_height, patch_width) = _pair(c["image_size"]), _pair(c["patch_size"])
+        return (height // patch_height) * (width // patch_width) * (2 * c["hidden_size"] + c["predictor_hidden_size"])
+
+    def _num_parameters(self, **changed: Any) -> int:
+        """Parameters of [`SparseJEPAForPreTraining`] with these fields changed, in closed form: a model that is too
+        large cannot be made to count them."""
+        c = {**vars(self), **changed}
+        width, inner = c["hidden_size"], c["predictor_hidden_size"]
+
+        def mlp(width: int, hidden: int) -> int:
+            return 2 * width * hidden + hidden + width
+
+        def layer(width: int, hidden: int) -> int:
+            return 4 * width**2 + (3 * c["qkv_bias"] + 1) * width + 4 * width + mlp(width, hidden)
+
+        patch_height, patch_width = _pair(c["patch_size"])
+        encoder = (c["num_channels"] * patch_height * patch_width + 1) * width + 2 * width
+        encoder += c["num_hidden_layers"] * layer(width, c["intermediate_size"])
+        predictor = (width + 1) * inner + 2 * inner
+        if c["predictor_type"] == "transformer":
+            predictor += inner + c["predictor_num_hidden_layers"] * layer(inner, c["predictor_intermediate_size"])
+        else:
+            predictor += c["predictor_num_hidden_layers"] * (2 * inner + mlp(inner, c["predictor_intermediate_size"]))
+        behind = c["latent_position"] == "predictor"
+        if c["use_grouping"]:
+            latents, groups, hidden = c["num_latents"], c["num_groups"], c["generator_hidden_size"]
+            predictor += (1 + c["variational"]) * ((inner if behind else width) + 1) * latents
+            predictor += groups * c["group_size"] * (latents + hidden) + groups * hidden + (hidden + 1) * width
+        if not c["use_grouping"] or not behind or c["latent_residual"]:
+            predictor += (inner + 1) * width
+        return 2 * encoder + predictor
 
     @property
     def stage_names(self) -> list[str]:
@@ -343,30 +430,37 @@ class SparseJEPAConfig(BackboneConfigMixin, PreTrainedConfig):
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ValueError(f"SparseJEPAConfig has no argument {unknown[0]!r}.{hint}")
 
+    def _check_base(self, kwargs: dict[str, Any]) -> None:
+        """What transformers takes without a look, and stumbles over later."""
+        # Not at the top: `import sparsejepa_hf` would take longer.
+        import torch
+
+        num_labels = kwargs.get("num_labels")
+        # A name is made of each.
+        if num_labels is not None and not (type(num_labels) is int and 0 <= num_labels <= 2**20):
+            raise ValueError(f"num_labels is {_shown(num_labels)}; expected an integer from 0 to {2**20}.")
+        for name, value in (("dtype", self.dtype), ("torch_dtype", kwargs.get("torch_dtype"))):
+            dtype = getattr(torch, value, None) if isinstance(value, str) else value
+            if value is not None and not isinstance(dtype, torch.dtype):
+                raise ValueError(f"{name} is {_shown(value)}; expected a type of torch, such as 'float32'.")
+        for name in ("attn_implementation", "_attn_implementation", "experts_implementation"):
+            if not isinstance(kwargs.get(name), (str, dict, type(None))):
+                raise ValueError(f"{name} is {_shown(kwargs[name])}; expected a text, such as 'sdpa'.")
+
     def _check_counts(self) -> None:
-        for name in (
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "num_channels",
-            "predictor_hidden_size",
-            "predictor_num_hidden_layers",
-            "predictor_num_attention_heads",
-            "predictor_intermediate_size",
-            "num_groups",
-            "num_latents",
-            "group_size",
-            "generator_hidden_size",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected an integer of at least 1.")
+        for name, (least, most) in _COUNTS.items():
+            value = getattr(self, name)
+            if not least <= value <= most:
+                bound = f"at least {least}" if value < least else f"at most {most}"
+                raise ValueError(f"{name} is {_shown(value)}; expected an integer of {bound}.")
         for name in ("image_size", "patch_size"):
             value = getattr(self, name)
             if not isinstance(value, int) and len(value) != 2:
                 raise ValueError(f"{name} is {value}; expected an integer or [height, width].")
             if min(_pair(value)) < 1:
                 raise ValueError(f"{name} is {value}; expected sides of at least 1 pixel.")
+            if max(_pair(value)) > 2**24:
+                raise ValueError(f"{name} has a side of {_shown(max(_pair(value)))} pixels; expected at most {2**24}.")
 
     def _check_ranges(self) -> None:
         for name in ("sparsity_weight", "kl_weight"):
@@ -424,12 +518,36 @@ class SparseJEPAConfig(BackboneConfigMixin, PreTrainedConfig):
                     f"{width} is {getattr(self, width)}; expected a multiple of 4, which sin-cos positions need."
                 )
         if self.use_grouping and self.hidden_size % self.num_groups:
-            divisors = [g for g in range(1, self.hidden_size + 1) if self.hidden_size % g == 0]
+            small = [g for g in range(1, math.isqrt(self.hidden_size) + 1) if self.hidden_size % g == 0]
+            divisors = {*small, *(self.hidden_size // g for g in small)}
             nearest = sorted(divisors, key=lambda g: abs(g - self.num_groups))[:3]
             raise ValueError(
                 f"num_groups is {self.num_groups}, which does not divide hidden_size={self.hidden_size}: every group "
                 f"generates an equal slice of the embedding. Nearest divisors: {sorted(nearest)}."
             )
+
+
+def _built(build: Callable[[], Any]) -> Any:
+    """What `build` makes; what it stumbles over as a ValueError, which the libraries below do not all raise."""
+    try:
+        return build()
+    except StrictDataclassError as error:
+        raise ValueError(f"The configuration is impossible: {error.__cause__ or error}.") from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        raise ValueError(f"The configuration is impossible: {error}.") from error
+
+
+def _shown(value: Any) -> str:
+    """Python refuses to write integers of thousands of digits."""
+    return f"an integer of {value.bit_length()} bits" if isinstance(value, int) and abs(value) > 2**64 else repr(value)
+
+
+def _memory() -> int | None:
+    """Bytes of the machine's memory; None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 __all__ = ["PRESETS", "SparseJEPAConfig"]

@@ -633,6 +633,9 @@ class SparseJEPAPreTrainedModel(PreTrainedModel):
     _pipeline_tag = "image-feature-extraction"
 
     def __init__(self, config: SparseJEPAConfig, *args: Any, **kwargs: Any):
+        # Weights that are loaded are no larger than their file, but positions are made.
+        is_meta = torch.get_default_device().type == "meta"
+        config.require_memory(0 if is_meta else torch.get_default_dtype().itemsize)
         super().__init__(config, *args, **kwargs)
         # Not on the class: transformers adds a user's tags to the same list.
         self.model_tags = ["sparsejepa", "jepa", "vision"]
@@ -717,7 +720,7 @@ class SparseJEPAPreTrainedModel(PreTrainedModel):
 
         Raises:
             OSError: there are no such weights, or their file is damaged.
-            ValueError: `use_safetensors=False` asks for a pickle.
+            ValueError: `use_safetensors=False` asks for a pickle, or the weights are of other shapes.
         """
         if kwargs.setdefault("use_safetensors", True) is False:
             raise ValueError(
@@ -731,6 +734,14 @@ class SparseJEPAPreTrainedModel(PreTrainedModel):
                 f"The weights of {str(pretrained_model_name_or_path)!r} cannot be read ({error}); expected whole "
                 "safetensors files. Nothing was loaded. Copy or save them again; from the Hub, load with "
                 "force_download=True."
+            ) from error
+        except RuntimeError as error:
+            if "ignore_mismatched_sizes" not in str(error):
+                raise
+            raise ValueError(
+                f"The weights of {str(pretrained_model_name_or_path)!r} do not fit the configuration: shapes differ, as "
+                "the log lists. Load with the configuration that they were saved with; ignore_mismatched_sizes=True "
+                "draws those that do not fit at random."
             ) from error
         except OSError as error:
             if f"named {SAFE_WEIGHTS_NAME}" not in str(error):

@@ -1,6 +1,7 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """The command `sparsejepa`: what it lists, what it refuses, and whose errors it says in a sentence."""
 
+import json
 import subprocess
 import sys
 
@@ -38,10 +39,12 @@ def test_a_command_has_a_page_of_help_under_its_name(name, capsys):
 def test_a_sentence_of_this_package_needs_no_traceback_and_another_s_error_keeps_its(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="^sparsejepa pretrain: There is no file nothing;"):
         commands.main(["pretrain", "nothing"])
-    # Raised by the YAML file's reader.
     (tmp_path / "cut.yaml").write_bytes(b"\xff")
-    with pytest.raises(UnicodeDecodeError):
+    with pytest.raises(SystemExit, match="^sparsejepa pretrain: .*cut.yaml is not UTF-8: byte 0 is 0xff"):
         commands.main(["pretrain", str(tmp_path / "cut.yaml")])
+    monkeypatch.setattr("sparsejepa_hf.commands.pretrain.main", lambda words: json.loads("{"))
+    with pytest.raises(json.JSONDecodeError):
+        commands.main(["pretrain"])
 
 
 def test_a_command_s_module_is_imported_only_when_it_is_asked_for():

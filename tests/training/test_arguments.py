@@ -4,6 +4,7 @@
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import HfArgumentParser, TrainingArguments
@@ -32,14 +33,39 @@ OWN = {f.name for f in dataclasses.fields(Arguments)} - {f.name for f in datacla
         ("target_aspect_ratio", [1.0, 2.0, 3.0], "two numbers"),
         ("horizontal_flip", 1.5, r"in \[0, 1\]"),
         ("horizontal_flip", -0.5, r"in \[0, 1\]"),
-        ("color_jitter", -0.1, "at least 0"),
+        ("color_jitter", -0.1, r"in \[0, 1\]"),
         ("knn_steps", -1, "at least 0"),
         ("knn_k", 0, "at least 1"),
         ("knn_max_examples", 0, "at least 1"),
-        ("monitor_samples", 0, "at least 1"),
+        ("monitor_samples", 0, r"in \[1, 1000000\]"),
         ("collapse_min_std", -1.0, "at least 0"),
         ("collapse_min_rank", -1.0, "at least 0"),
         ("collapse_action", "ignore", "'warn', 'stop'"),
+        ("weight_decay", -1, "at least 0"),
+        ("max_grad_norm", float("nan"), "at least 0"),
+        ("collapse_min_std", float("nan"), "at least 0"),
+        ("max_steps", 0, "at least 1, or -1"),
+        ("gradient_accumulation_steps", 0, "at least 1"),
+        ("per_device_train_batch_size", -8, "at least 1"),
+        ("num_target_blocks", 1000, r"in \[1, 64\]"),
+        ("num_train_epochs", 0, "above 0"),
+        ("learning_rate", float("inf"), "at least 0"),
+        ("adam_beta2", 1.0, r"in \[0, 1\)"),
+        ("adam_epsilon", 0, "above 0"),
+        ("seed", -1, r"in \[0, 4294967295\]"),
+        ("seed", 2**64, r"an integer below 2\*\*63"),
+        ("seed", 1.0, "an integer"),
+        ("logging_steps", 0, "above 0"),
+        ("crop_scale", [0.0, 1.0], r"in \(0, 1\]"),
+        ("save_strategy", False, "no, steps, epoch, best"),
+        ("eval_strategy", "never", "no, steps, epoch"),
+        ("lr_scheduler_type", "cosin", "'cosine'"),
+        ("optim", "adam", "adamw_torch"),
+        ("report_to", ["tensorbord"], "'tensorboard'"),
+        ("lr_scheduler_kwargs", {"min_lrr": 1}, "unexpected keyword argument 'min_lrr'.*expected the arguments"),
+        ("lr_scheduler_kwargs", {"min_lr": 1.0}, "between 0 and learning_rate.*expected the arguments"),
+        ("save_strategy", "best", "metric_for_best_model None.*expected a metric"),
+        ("dataloader_persistent_workers", True, "at least one worker"),
     ],
 )
 def test_impossible_values_are_refused_in_a_sentence_that_names_field_value_and_what_is_valid(
@@ -48,6 +74,23 @@ def test_impossible_values_are_refused_in_a_sentence_that_names_field_value_and_
     with pytest.raises(ValueError, match=rf"{name} is .*expected.*{valid}|{name} is .*{valid}") as raised:
         Arguments(output_dir=str(tmp_path), **{name: value})
     assert str(value) in str(raised.value)
+
+
+def test_a_run_shorter_than_its_warm_up_is_told(tmp_path, hear_warnings):
+    Arguments(str(tmp_path), use_cpu=True, max_steps=20, warmup_steps=100, sparsity_warmup_steps=20)
+    assert hear_warnings.messages == ["warmup_steps is 100, but the run has only 20 steps, so it never ends."]
+
+
+def test_numbers_and_paths_of_other_kinds_become_plain(tmp_path):
+    arguments = Arguments(tmp_path, use_cpu=True, seed=np.int64(3), learning_rate=np.float32(0.5), crop_scale=(0.5, 1))
+    assert (type(arguments.seed), type(arguments.learning_rate)) == (int, float)
+    assert arguments.output_dir == str(tmp_path) and arguments.crop_scale == [0.5, 1]
+
+
+def test_an_output_folder_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="output_dir is .*file.*; expected a folder"):
+        Arguments(str(tmp_path / "file" / "run"), use_cpu=True)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_null_says_nothing_where_nothing_is_an_answer_and_is_refused_elsewhere(p
     model, data, training = parse({"eval_split": None, "weight_decay_end": None, "num_latents": None})
     assert data.eval_split is None
     assert training.weight_decay_end is None and model.num_latents is None
-    with pytest.raises(ValueError, match="sets seed to null, but it needs a value"):
+    with pytest.raises(ValueError, match="sets seed to null; it needs a value"):
         parse({"seed": None})
     _, data, _ = parse({"eval_split": None}, "--eval_split", "validation")
     assert data.eval_split == "validation", "flags override null too"
@@ -101,7 +101,7 @@ def test_unknown_and_abbreviated_flags_are_refused(parse, flags, capsys):
 def test_a_missing_file_and_a_file_that_holds_no_mapping_are_refused(parse, tmp_path):
     with pytest.raises(ValueError, match="There is no file .*nowhere.yaml"):
         parse_options(OPTION_TYPES, [str(tmp_path / "nowhere.yaml")])
-    with pytest.raises(ValueError, match="holds list; expected a mapping"):
+    with pytest.raises(ValueError, match="holds a list; expected a mapping"):
         parse("- seed\n- 3\n")
 
 
@@ -180,8 +180,8 @@ def test_without_options_the_configuration_is_the_preset_s(parse):
 def test_an_impossible_configuration_is_refused_when_it_is_built(parse):
     with pytest.raises(ValueError, match="num_groups is 7"):
         parse({"num_groups": 7})[0].build_config()
-    with pytest.raises(ValueError, match="no preset 'vit-giant'"):
-        parse({"preset": "vit-giant"})[0].build_config()
+    with pytest.raises(ValueError, match="preset is 'vit-giant'; expected one of 'vit-micro'"):
+        parse({"preset": "vit-giant"})
 
 
 # ---- the options that a run writes down ----

@@ -421,7 +421,7 @@ def _load_config(source: str, hub: dict[str, Any]) -> PreTrainedConfig:
             f"No checkpoint was found under {source!r}, neither as a folder nor on the Hub ({error}). Check the "
             "spelling and the connection."
         ) from error
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"The checkpoint {source!r} cannot be used ({error})") from error
 
 

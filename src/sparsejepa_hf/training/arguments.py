@@ -1,17 +1,110 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """Arguments of pre-training and of fine-tuning: transformers' own with a recipe's defaults, and what is added."""
 
-import math
+import json
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from transformers import TrainingArguments
-from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
+import torch
+from accelerate.utils import DynamoBackend
+from transformers import SchedulerType, TrainingArguments, get_scheduler
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.training_args import trainer_log_levels
+from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available, logging
+
+from .checks import check_options, shown
+
+
+logger = logging.get_logger(__name__)
+
+# Every number of the classes below and of transformers' own: the interval it lies in. A list's entries each lie in it.
+RANGES = {
+    "adam_beta1": "[0, 1)",
+    "adam_beta2": "[0, 1)",
+    "adam_epsilon": "(0, inf)",
+    "collapse_min_rank": "[0, inf)",
+    "collapse_min_std": "[0, inf)",
+    "color_jitter": "[0, 1]",
+    "crop_padding": "[0, inf)",
+    "crop_scale": "(0, 1]",
+    "cutmix": "[0, inf)",
+    "data_seed": "[0, 4294967295]",
+    "dataloader_num_workers": "[0, 1024]",
+    "dataloader_prefetch_factor": "[1, inf)",
+    "ddp_bucket_cap_mb": "[1, 1000000]",
+    "ddp_timeout": "[1, 1000000000]",
+    "ema_momentum": "[0, 1)",
+    "ema_momentum_end": "[0, 1)",
+    "eval_accumulation_steps": "[1, inf)",
+    "eval_delay": "[0, inf)",
+    "eval_steps": "[0, inf)",
+    "gradient_accumulation_steps": "[1, inf)",
+    "group_learning_rate": "[0, inf)",
+    "horizontal_flip": "[0, 1]",
+    "kl_warmup_steps": "[0, inf)",
+    "knn_k": "[1, inf)",
+    "knn_max_examples": "[1, inf)",
+    "knn_steps": "[0, inf)",
+    "label_smoothing_factor": "[0, 1)",
+    "layer_decay": "(0, 1]",
+    "learning_rate": "[0, inf)",
+    "local_rank": "[-1, inf)",
+    "logging_steps": "[0, inf)",
+    "max_grad_norm": "[0, inf)",
+    "max_steps": "[-1, inf)",
+    "mixup": "[0, inf)",
+    "monitor_samples": "[1, 1000000]",
+    "neftune_noise_alpha": "[0, inf)",
+    "num_context_patches": "[1, inf)",
+    # More would hold the same patches again and again.
+    "num_target_blocks": "[1, 64]",
+    "num_target_patches": "[1, inf)",
+    "num_train_epochs": "(0, inf)",
+    "per_device_eval_batch_size": "[1, inf)",
+    "per_device_train_batch_size": "[1, inf)",
+    "save_steps": "(0, inf)",
+    "save_total_limit": "[1, inf)",
+    # numpy's generator takes no other.
+    "seed": "[0, 4294967295]",
+    "sparsity_warmup_steps": "[0, inf)",
+    "support_steps": "[1, inf)",
+    "target_aspect_ratio": "(0, inf)",
+    "torch_empty_cache_steps": "[1, inf)",
+    "warmup_steps": "[0, inf)",
+    "weight_decay": "[0, inf)",
+    "weight_decay_end": "[0, inf)",
+}
+# What texts can be, where their type does not say it.
+CHOICES = {
+    "collapse_action": ("warn", "stop"),
+    "crop": ("pad", "resized", "none"),
+    "dataloader_multiprocessing_context": ("fork", "spawn", "forkserver"),
+    "ddp_backend": ("nccl", "gloo", "mpi", "xccl", "hccl", "cncl", "mccl"),
+    "include_num_input_tokens_seen": ("all", "non_padding", "no", True, False),
+    "log_level": tuple(trainer_log_levels),
+    "log_level_replica": tuple(trainer_log_levels),
+    "lr_scheduler_type": tuple(kind.value for kind in SchedulerType),
+    "report_to": ("all", "none", *INTEGRATION_TO_CALLBACK),
+    "torch_compile_backend": tuple(backend.value.lower() for backend in DynamoBackend),
+    "torch_compile_mode": ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+    # The others order texts by their length.
+    "train_sampling_strategy": ("random", "sequential"),
+}
+# Launchers set most of these, as objects of their own kinds.
+_UNCHECKED = ("accelerator_config", "debug", "deepspeed", "fsdp", "fsdp_config", "parallelism_config")
+_WARMUPS = ("warmup_steps", "sparsity_warmup_steps", "kl_warmup_steps")
 
 
 def has_bf16() -> bool:
     """Whether an accelerator is here that computes in bf16."""
     return bool(is_torch_bf16_gpu_available() or is_torch_xla_available())
+
+
+def _text(option: Any) -> str:
+    """The text of an option that may be an enumeration's member."""
+    return str(getattr(option, "value", option))
 
 
 class _Secret(str):
@@ -50,6 +143,11 @@ class ImageTrainingArguments(TrainingArguments):
     color_jitter: float = field(default=0.0, metadata={"help": "Brightness, contrast and saturation ± this share."})
 
     def __post_init__(self) -> None:
+        self.report_to = "none" if self.report_to is None else self.report_to
+        for name in ("lr_scheduler_kwargs", "activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
+            self._read_json(name)
+        check_options(self, RANGES, CHOICES, _UNCHECKED)
+        self._check_combinations()
         if self.accelerator_config is None and self.dataloader_pin_memory and not self.use_cpu:
             # transformers' default waits for the copy of each batch, even from pinned memory.
             self.accelerator_config: Any = {"non_blocking": True}
@@ -58,32 +156,87 @@ class ImageTrainingArguments(TrainingArguments):
                 "bf16 is true, but there is no GPU here that has it. Set bf16 to false; to train in bf16 on the CPU, "
                 "which is slow on most, set use_cpu to true."
             )
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except (ArithmeticError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+            raise ValueError(f"The training options do not fit together: {error}") from error
+        if self.fp16 and self.device.type == "cpu":
+            raise ValueError("fp16 is true, but there is no GPU here that has it. Set fp16 to false.")
         # A non-finite loss is an error here, not something to hide; and the collator picks the columns.
         self.logging_nan_inf_filter = self.remove_unused_columns = False
-        self._require_choice("crop", ("pad", "resized", "none"))
-        self._require_at_least(0, "crop_padding", "color_jitter")
-        self._require_pair("crop_scale")
-        if not 0.0 <= self.horizontal_flip <= 1.0:
-            raise ValueError(f"horizontal_flip is {self.horizontal_flip}; expected a probability in [0, 1].")
+        self._warn_of_short_runs()
 
     def __setattr__(self, name: str, value: Any) -> None:
         is_secret = name == "hub_token" and isinstance(value, str)
         super().__setattr__(name, _Secret(value) if is_secret else value)
 
-    def _require_at_least(self, lowest: int, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= lowest):
-                raise ValueError(f"{name} is {value}; expected a finite number of at least {lowest}.")
+    def _read_json(self, name: str) -> None:
+        """A mapping of the text that a flag gives."""
+        text = getattr(self, name, None)
+        if not isinstance(text, str):
+            return
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            raise ValueError(f"{name} is {shown(text)}; expected a mapping as JSON, such as {{\"min_lr\": 1e-6}}.")
+        setattr(self, name, value)
 
-    def _require_choice(self, name: str, valid: tuple[str, ...]) -> None:
-        if getattr(self, name) not in valid:
-            raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(map(repr, valid))}.")
+    def _check_combinations(self) -> None:
+        folder = Path(self.output_dir or ".").expanduser()
+        if file := next((path for path in (folder, *folder.parents) if os.path.isfile(path)), None):
+            raise ValueError(f"output_dir is {str(folder)!r}, where {str(file)!r} is a file; expected a folder.")
+        if self.max_steps == 0:
+            raise ValueError("max_steps is 0; expected at least 1, or -1 to train for num_train_epochs.")
+        if self.logging_strategy == "steps" and self.logging_steps == 0:
+            raise ValueError("logging_steps is 0; expected a number above 0, or logging_strategy no.")
+        for name in ("crop_scale", "target_aspect_ratio"):
+            pair = getattr(self, name, (0, 1))
+            if len(pair) != 2 or pair[0] > pair[1]:
+                raise ValueError(f"{name} is {pair}; expected two numbers, lowest and highest.")
+        has_metric = self.load_best_model_at_end or self.metric_for_best_model is not None
+        if self.save_strategy == "best" and not (has_metric and self.eval_strategy != "no"):
+            raise ValueError(
+                f"save_strategy is 'best', metric_for_best_model {self.metric_for_best_model!r} and eval_strategy "
+                f"{_text(self.eval_strategy)!r}; expected a metric, such as loss, "
+                "and eval_strategy steps or epoch, which measure it."
+            )
+        for name in ("dataloader_persistent_workers", "dataloader_multiprocessing_context"):
+            if getattr(self, name, None) and not self.dataloader_num_workers:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r} and dataloader_num_workers 0; expected at least one worker, "
+                    f"or no {name}."
+                )
+        if any(piece.count("=") != 1 for piece in (self.optim_args or "a=b").split(",")):
+            raise ValueError(f"optim_args is {self.optim_args!r}; expected NAME=VALUE, separated by commas.")
+        self._try_schedule()
 
-    def _require_pair(self, name: str) -> None:
-        if len(getattr(self, name)) != 2:
-            raise ValueError(f"{name} is {getattr(self, name)}; expected two numbers, lowest and highest.")
+    def _try_schedule(self) -> None:
+        """Makes the schedule of a long run, so that what it does not take is known before anything is loaded."""
+        given, name = dict(self.lr_scheduler_kwargs or {}), _text(self.lr_scheduler_type)  # type: ignore[arg-type]
+        optimizer, steps = torch.optim.SGD([torch.zeros(1)], lr=self.learning_rate), 10**9
+        why = "it takes none" if given and name.startswith("constant") else None
+        # Whatever a schedule stumbles over, these options made it.
+        try:
+            schedule = get_scheduler(name, optimizer, 1, steps, scheduler_specific_kwargs=given)
+            factors = [of(step) for of in getattr(schedule, "lr_lambdas", ()) for step in (0, 1, 2, steps // 2, steps)]
+            # A rounding above 1 is none.
+            if not all(0 <= factor < 1 + 1e-6 for factor in factors):
+                why = f"it goes through {[self.learning_rate * factor for factor in factors]}"
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+        if why is not None:
+            raise ValueError(
+                f"lr_scheduler_kwargs is {shown(given)}, which with learning_rate {self.learning_rate} makes no "
+                f"schedule {name!r} between 0 and learning_rate ({why}); expected the arguments of that schedule."
+            )
+
+    def _warn_of_short_runs(self) -> None:
+        for name in _WARMUPS:
+            steps = getattr(self, name, 0)
+            if 1 <= self.max_steps < steps and self.process_index == 0:
+                logger.warning(f"{name} is {steps}, but the run has only {self.max_steps} steps, so it never ends.")
 
 
 @dataclass
@@ -177,17 +330,6 @@ class SparseJEPATrainingArguments(ImageTrainingArguments):
         if self.lr_scheduler_kwargs is None and self.lr_scheduler_type == "cosine_with_min_lr":
             self.lr_scheduler_kwargs = {"min_lr": 1e-6}
         super().__post_init__()
-        for name in ("ema_momentum", "ema_momentum_end"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}; expected a number in [0, 1): at 1 the target encoder would "
-                    "never follow."
-                )
-        self._require_at_least(0, "sparsity_warmup_steps", "kl_warmup_steps", "weight_decay_end")
-        self._require_at_least(0, "group_learning_rate", "knn_steps", "collapse_min_std", "collapse_min_rank")
-        self._require_at_least(1, "knn_k", "knn_max_examples", "monitor_samples", "support_steps")
-        self._require_choice("collapse_action", ("warn", "stop"))
-        self._require_pair("target_aspect_ratio")
 
     @property
     def needs_knn(self) -> bool:
@@ -233,11 +375,6 @@ class FineTuningArguments(ImageTrainingArguments):
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model: str | None = "accuracy"
         super().__post_init__()
-        if not 0.0 < self.layer_decay <= 1.0:
-            raise ValueError(f"layer_decay is {self.layer_decay}; expected a number above 0 and at most 1.")
-        if not 0.0 <= self.label_smoothing_factor < 1.0:
-            raise ValueError(f"label_smoothing_factor is {self.label_smoothing_factor}; expected a number in [0, 1).")
-        self._require_at_least(0, "mixup", "cutmix")
         if (self.mixup or self.cutmix) and self.per_device_train_batch_size % 2:
             raise ValueError(
                 f"per_device_train_batch_size is {self.per_device_train_batch_size}; expected an even number, since "

@@ -10,7 +10,7 @@ from timm.data.mixup import Mixup
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import EvalPrediction, PreTrainedConfig
+from transformers import EvalPrediction
 from transformers.utils import logging
 
 from ..configuration_sparsejepa import SparseJEPAConfig
@@ -34,7 +34,7 @@ def read_config(model_name_or_path: str) -> SparseJEPAConfig:
         ValueError: there is no model, or it is not one of SparseJEPA.
     """
     try:
-        written = PreTrainedConfig.get_config_dict(model_name_or_path)[0]
+        written = SparseJEPAConfig.get_config_dict(model_name_or_path)[0]
     except OSError as error:
         raise ValueError(
             f"model_name_or_path is {str(model_name_or_path)!r}, where no model was found ({error}). Give the output "

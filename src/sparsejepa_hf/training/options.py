@@ -3,7 +3,7 @@
 
 import dataclasses
 import difflib
-import json
+import re
 import sys
 import types
 import typing
@@ -16,7 +16,9 @@ import yaml
 from transformers import HfArgumentParser
 
 from ..configuration_sparsejepa import PRESETS, SparseJEPAConfig
+from ..masking import MultiBlockMaskSampler
 from .arguments import FineTuningArguments, SparseJEPATrainingArguments
+from .checks import check_options, describe, shown
 
 
 _DATASET_HELP = (
@@ -25,9 +27,30 @@ _DATASET_HELP = (
 )
 
 
+# Every number of the data's options: the interval it lies in. A list's entries each lie in it.
+DATA_RANGES = {
+    "dataset_seed": "[0, 4294967295]",
+    # On the scale from 0 to 1, as images are normalised.
+    "image_mean": "[0, 1]",
+    "image_std": "(0, inf)",
+    "load_size": "[1, inf)",
+    "max_bad_fraction": "[0, 1]",
+    "max_eval_examples": "[1, inf)",
+    "max_test_examples": "[1, inf)",
+    "max_train_examples": "[1, inf)",
+    "scene_max_objects": "[1, 8]",
+    "shuffle_buffer": "[1, inf)",
+    "validation_fraction": "(0, 1)",
+}
+
+
 @dataclass
 class ImageDataArguments:
-    """Which images, for pre-training and for fine-tuning."""
+    """Which images, for pre-training and for fine-tuning.
+
+    Raises:
+        ValueError: for values of another type, outside the stated ranges, or that do not fit together.
+    """
 
     dataset: str = field(metadata={"help": _DATASET_HELP})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
@@ -57,6 +80,14 @@ class ImageDataArguments:
         default=False,
         metadata={"help": "Open whatever file, and fetch whatever address, the rows of the data set name."},
     )
+
+    def __post_init__(self) -> None:
+        check_options(self, DATA_RANGES, {})
+        mean, std = getattr(self, "image_mean", None), getattr(self, "image_std", None)
+        if (mean is None) != (std is None):
+            raise ValueError("Of image_mean and image_std one is given alone; expected both, or neither.")
+        if mean is not None and len(mean) != len(std):
+            raise ValueError(f"image_mean is {mean} and image_std {std}; expected one number of each a channel.")
 
 
 @dataclass
@@ -147,17 +178,59 @@ class ModelArguments:
     )
     kl_weight: float | None = field(default=None, metadata={"help": "Weight of the KL term."})
 
+    def __post_init__(self) -> None:
+        check_options(self, {}, {"preset": tuple(PRESETS)})
+
     def build_config(self) -> SparseJEPAConfig:
         """The configuration: the preset with whatever was given on top.
 
         Raises:
-            ValueError: there is no such preset, or no model can have these values.
+            ValueError: there is no such preset, no model can have these values, or none that fits into memory.
         """
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         for name in ("image_size", "patch_size"):
             if len(given.get(name, ())) == 1:
                 (given[name],) = given[name]
-        return SparseJEPAConfig.from_preset(given.pop("preset"), **given)
+        config = SparseJEPAConfig.from_preset(given.pop("preset"), **given)
+        config.require_memory()
+        return config
+
+
+def check_together(data: DataArguments, training: SparseJEPATrainingArguments, config: SparseJEPAConfig) -> None:
+    """Checks what the options of data and training ask of the model, before images are loaded.
+
+    Raises:
+        ValueError: they do not fit it, or the masks cannot exist on its grid.
+    """
+    sides, channels = config.image_sides, config.num_channels
+    if len(data.image_mean) != channels:
+        raise ValueError(
+            f"image_mean is {data.image_mean}, image_std {data.image_std} and num_channels {channels}; expected one "
+            f"number a channel, such as {[0.5] * min(channels, 3)}."
+        )
+    if training.crop == "pad" and training.crop_padding >= min(sides):
+        raise ValueError(f"crop_padding is {training.crop_padding}; expected less than image_size {min(sides)}.")
+    if data.load_size is not None and data.load_size != min(sides):
+        if data.load_size < min(sides):
+            raise ValueError(f"load_size is {data.load_size}; expected at least image_size {min(sides)}.")
+        if training.crop != "resized":
+            raise ValueError(
+                f"load_size is {data.load_size} and image_size {min(sides)}, which only crop resized brings "
+                f"together, but crop is {training.crop!r}. Leave load_size out, or set crop to resized."
+            )
+    if training.eval_strategy != "no" and str(data.eval_split).lower() == "none":
+        raise ValueError(
+            f"eval_strategy is {str(training.eval_strategy.value)!r}, but eval_split is none; expected a held-out "
+            "split, or eval_strategy no."
+        )
+    ratio = training.target_aspect_ratio
+    MultiBlockMaskSampler(
+        config.grid_size,
+        num_target_blocks=training.num_target_blocks,
+        num_target_patches=training.num_target_patches,
+        num_context_patches=training.num_context_patches,
+        target_aspect_ratio=(ratio[0], ratio[1]),
+    )
 
 
 @dataclass
@@ -168,14 +241,13 @@ class FineTuningModelArguments:
         metadata={"help": "A SparseJEPA checkpoint: a folder, or a model on the Hub. Its target encoder is taken."}
     )
 
+    def __post_init__(self) -> None:
+        check_options(self, {}, {})
+
 
 @dataclass
 class FineTuningDataArguments(ImageDataArguments):
-    """Which labelled images to train and to test on.
-
-    Raises:
-        ValueError: for values outside the stated ranges.
-    """
+    """Which labelled images to train and to test on."""
 
     test_split: str = field(
         default="test", metadata={"help": "Split that the finished model is tested on, once; nothing is chosen on it."}
@@ -196,15 +268,6 @@ class FineTuningDataArguments(ImageDataArguments):
     image_std: list[float] | None = field(
         default=None, metadata={"help": "Of each channel; default: the checkpoint's image processor's."}
     )
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.validation_fraction < 1.0:
-            raise ValueError(
-                f"validation_fraction is {self.validation_fraction}; expected a number between 0 and 1. To hold "
-                "nothing out, leave it and set eval_strategy to no."
-            )
-        if (self.image_mean is None) != (self.image_std is None):
-            raise ValueError("Of image_mean and image_std one is given alone; expected both, or neither.")
 
 
 # What the commands `pretrain` and `finetune` take.
@@ -237,19 +300,20 @@ def parse_options(
         SystemExit: for unknown flags, and without an output_dir, as argparse does.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    from_file: list[str] = []
-    flagless: dict[str, Any] = {}
+    from_file: dict[str, Any] = {}
     if words and not words[0].startswith("-"):
-        from_file, flagless = _file_as_flags(_find_recipe(words.pop(0)), option_types)
+        from_file = _read_file(_find_recipe(words.pop(0)), option_types)
     usage = (
         "%(prog)s [RECIPE] [--flag value ...]; RECIPE is a YAML file, which holds the flags below by name, or one of "
         f"{', '.join(RECIPES)}. Flags override it, and it overrides the defaults below"
     )
     parser = HfArgumentParser(option_types, prog=program, allow_abbrev=False, usage=usage)
-    parser.set_defaults(**flagless)
     # transformers would write into a folder of its own choice.
     parser._option_string_actions["--output_dir"].required = True
-    *parsed, unknown = parser.parse_args_into_dataclasses([*from_file, *words], return_remaining_strings=True)
+    for action in parser._actions:
+        if action.dest in from_file:
+            action.default, action.required = from_file[action.dest], False
+    *parsed, unknown = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}; --help lists all")
     return tuple(parsed)
@@ -267,40 +331,140 @@ def _find_recipe(name: str) -> Path:
     return RECIPES[name]
 
 
-def _file_as_flags(path: Path, option_types: Sequence[type]) -> tuple[list[str], dict[str, Any]]:
-    """The file's options as flags, so that argparse checks both alike, and those that no flag can express."""
-    options = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(options, dict):
-        raise ValueError(f"{path} holds {type(options).__name__}; expected a mapping of options to values.")
+class _Loader(yaml.SafeLoader):
+    """YAML of plain values, in which a key given twice is an error and 1e-3 a number."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        _refuse_doubles(node)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 asks for a dot.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+\Z"), list("-+0123456789")
+)
+_YAML = "tag:yaml.org,2002:"
+_PLAIN = {_YAML + name for name in ("bool", "float", "int", "map", "null", "seq", "str", "timestamp", "value")}
+
+
+def _read_file(path: Path, option_types: Sequence[type]) -> dict[str, Any]:
+    """The file's options by name, each of the type of its field; null where nothing is an answer.
+
+    A plain value is the text that stands there, as on a command line: `no`, `1.10` and `2026-01-01` stay what they are
+    where a text is wanted.
+
+    Raises:
+        ValueError: the file is not UTF-8, not YAML, not a mapping, or a key is unknown, given twice, or has a value of
+            another type.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}. Save it as UTF-8."
+        ) from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}.") from error
+    try:
+        return _read_yaml(_Loader(text), option_types)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = "" if mark is None else f"line {mark.line + 1}: "
+        raise ValueError(f"{path} is not YAML of options: {place}{getattr(error, 'problem', error)}.") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply; expected a mapping of options to values.") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _read_yaml(loader: _Loader, option_types: Sequence[type]) -> dict[str, Any]:
+    node = loader.get_single_node()
+    if not isinstance(node, yaml.MappingNode):
+        kinds = {yaml.SequenceNode: "a list", yaml.ScalarNode: "a single value"}
+        raise ValueError(f"it holds {kinds.get(type(node), 'nothing')}; expected a mapping of options to values.")
+    _refuse_doubles(node)
+    loader.flatten_mapping(node)
     known: dict[str, Any] = {}
     for option_type in option_types:
         hints = typing.get_type_hints(option_type)
         known |= {f.name: hints[f.name] for f in dataclasses.fields(option_type) if f.init}
-    flags: list[str] = []
-    flagless: dict[str, Any] = {}
-    for name, value in options.items():
-        if name not in known:
+    options: dict[str, Any] = {}
+    for key, value in node.value:
+        line, name = key.start_mark.line + 1, key.value
+        if not isinstance(key, yaml.ScalarNode) or name not in known:
             close = difflib.get_close_matches(str(name), known, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"{path} has an unknown key {name!r}.{hint}")
-        kinds = _kinds(known[name])
-        if value is None and types.NoneType not in kinds:
-            raise ValueError(f"{path} sets {name} to null, but it needs a value; leave the key out for its default.")
-        # A flag of "text or list" takes one text alone.
-        if value is None or (isinstance(value, list) and list in kinds and (not value or str in kinds)):
-            flagless[name] = value
-        elif isinstance(value, list):
-            flags += [f"--{name}", *map(str, value)]
-        else:
-            flags += [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]
-    return flags, flagless
+            raise ValueError(f"line {line} has an unknown key {shown(name)}.{hint}")
+        try:
+            options[name] = _value(loader, value, known[name])
+        except ValueError as error:
+            reason = str(error) or f"expected {describe(known[name])}"
+            raise ValueError(f"line {line} sets {name} to {_written(value)}; {reason}.") from error
+    return options
 
 
-def _kinds(annotation: Any) -> set[type]:
-    """The classes that an annotation allows, without their parameters."""
+def _value(loader: _Loader, node: yaml.Node, hint: Any) -> Any:
+    """The node's value as the type asks for it; ValueError where it does not fit."""
+    kinds = _kinds(hint)
+    if node.tag not in _PLAIN:
+        raise ValueError(f"it has the tag {node.tag}; expected a plain value")
+    if _is_null(node):
+        if types.NoneType in kinds:
+            return None
+        raise ValueError("it needs a value; leave the key out for its default")
+    if isinstance(node, yaml.MappingNode) and dict in kinds:
+        try:
+            return loader.construct_document(node)
+        # A reader of YAML stumbles in many ways over a tag and a value that do not fit.
+        except (ArithmeticError, AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"it cannot be read ({type(error).__name__}: {error})") from error
+    if isinstance(node, yaml.SequenceNode) and list in kinds:
+        return [_value(loader, entry, kinds[list][0]) for entry in node.value]
+    if not isinstance(node, yaml.ScalarNode):
+        raise ValueError
+    for kind in kinds:
+        is_bool = node.value.lower() in loader.bool_values
+        if kind is bool and is_bool:
+            return bool(loader.bool_values[node.value.lower()])
+        if kind in (int, float):
+            try:
+                return kind(node.value)
+            except ValueError:
+                raise ValueError from None
+        if kind is list:
+            # One entry needs no brackets.
+            return [_value(loader, node, kinds[list][0])]
+        if isinstance(kind, type) and issubclass(kind, str):
+            return node.value
+    raise ValueError
+
+
+def _kinds(annotation: Any) -> dict[Any, tuple[Any, ...]]:
+    """The classes that an annotation allows with their parameters: a truth value first, and text before a list."""
     is_union = typing.get_origin(annotation) in (types.UnionType, typing.Union)
     members = typing.get_args(annotation) if is_union else (annotation,)
-    return {typing.get_origin(member) or member for member in members}
+    kinds = {typing.get_origin(member) or member: typing.get_args(member) for member in members}
+    return dict(sorted(kinds.items(), key=lambda kind: (kind[0] is not bool, kind[0] is list)))
+
+
+def _refuse_doubles(node: yaml.MappingNode) -> None:
+    lines: dict[Any, int] = {}
+    for key, _ in node.value:
+        line = key.start_mark.line + 1
+        if isinstance(key, yaml.ScalarNode) and key.value in lines:
+            raise ValueError(f"the key {shown(key.value)} is on line {lines[key.value]} and on line {line}; expected one")
+        lines |= {key.value: line} if isinstance(key, yaml.ScalarNode) else {}
+
+
+def _is_null(node: yaml.Node) -> bool:
+    return bool(node.tag == f"{_YAML}null")
+
+
+def _written(node: yaml.Node) -> str:
+    """A value as a message shows it."""
+    if _is_null(node):
+        return "null"
+    return shown(node.value) if isinstance(node, yaml.ScalarNode) else f"a {node.id}"
 
 
 # ---- back into a file ----

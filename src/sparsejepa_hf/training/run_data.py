@@ -26,7 +26,7 @@ from ..data.row_files import row_opener
 from ..evaluation import validation_mask
 from ..image_decoding_sparsejepa import measure_value_range, require_value_range
 from .arguments import SparseJEPATrainingArguments
-from .options import DataArguments, FineTuningDataArguments, ImageDataArguments
+from .options import DataArguments, FineTuningDataArguments, ImageDataArguments, check_together
 
 
 logger = logging.get_logger(__name__)
@@ -62,6 +62,7 @@ def load_pretraining_data(
     """
     sides = config.image_sides
     options.resolve_statistics(config.num_channels)
+    check_together(options, training, config)
     _require_steps_of_streams(options, training)
 
     def load(split: str, max_examples: int | None, streaming: bool) -> Any:
