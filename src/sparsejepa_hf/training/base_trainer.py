@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import logging
 
 from ..counter_rng import stream_keys
@@ -32,6 +32,7 @@ from .callbacks import TrainingCallback
 from .checkpoints import (
     choose_checkpoint,
     clear_staging,
+    delete_oldest,
     resume_wish,
     seal,
     set_newer_aside,
@@ -471,8 +472,7 @@ class ImageTrainer(Trainer):
         if self.args.push_to_hub:
             self._push_from_checkpoint(final)
         if self.args.should_save:
-            best, limit = self.state.best_model_checkpoint, self.args.save_total_limit
-            rotate_checkpoints(run_dir, save_total_limit=limit, best_model_checkpoint=best, use_mtime=True)
+            delete_oldest(run_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
 
     def save_model(self, *args: Any, **kwargs: Any) -> None:
         """As in `Trainer`, if the weights are finite; each file is whole, or as it was before."""

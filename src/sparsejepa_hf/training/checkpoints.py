@@ -15,7 +15,7 @@ from pathlib import Path
 
 from transformers import TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 from transformers.utils import logging
 
 
@@ -85,6 +85,19 @@ def written_aside(folder: str) -> Iterator[str]:
         _sync(target)
     finally:
         shutil.rmtree(aside)
+
+
+def delete_oldest(run_dir: str, limit: int | None, best: str | None) -> None:
+    """As `rotate_checkpoints` of transformers, which goes by `save_total_limit`, but one that is half deleted is no
+    longer in its place. Files that go make a folder look the newest."""
+    ordered = sort_checkpoints(run_dir, use_mtime=True)
+    kept = {*ordered[-1:], *([] if best is None else [str(Path(best))])}
+    excess = len(ordered) - max(limit, len(kept)) if limit and limit > 0 else 0
+    staging = Path(staging_folder(run_dir))
+    for path in [path for path in ordered if path not in kept][: max(0, excess)]:
+        staging.mkdir(exist_ok=True)
+        os.replace(path, staging / f"deleted-{Path(path).name}")
+    clear_staging(run_dir)
 
 
 def _put_in_place(staged: Path, final: Path) -> None:
