@@ -18,7 +18,7 @@ $(READY): setup.py
 # In under 5 minutes on 2 CPU cores: pre-trains on the built-in scenes, compares with the untrained encoder, and writes
 # a page about the groups that it found.
 demo: $(READY)
-	$(BIN)/sparsejepa pretrain demo
+	$(BIN)/sparsejepa pretrain demo --overwrite_output_dir true
 	$(BIN)/sparsejepa explain runs/demo --dataset textured-scenes --split test --max_examples 500
 
 # Lint, types, documentation, then every test, the slow ones too. The tests come last: CI reads their closing line.

@@ -29,7 +29,7 @@ import yaml
 
 import sparsejepa_hf
 from sparsejepa_hf.data import SCENE_STYLES
-from sparsejepa_hf.training.checkpoints import last_complete_checkpoint
+from sparsejepa_hf.training.checkpoints import checkpoints_in
 
 from .runs import PreTrainingFailed, Run, Runs
 
@@ -336,13 +336,13 @@ def describe(state: Path, alive: bool) -> list[str]:
 
 def _trainer_state(folder: Path) -> dict[str, Any]:
     """The Trainer's state at the run's end or at its last checkpoint; empty if there is none."""
-    try:
-        end = folder / "trainer_state.json"
-        path = end if end.is_file() else Path(last_complete_checkpoint(str(folder))) / end.name
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        # None yet, or it is being written at this moment.
-        return {}
+    for place in (folder, *checkpoints_in(folder)):
+        try:
+            return json.loads((place / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            # None here, or the folder is being deleted at this moment.
+            continue
+    return {}
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,6 @@ from typing import Any
 import yaml
 from transformers.utils import logging
 
-from sparsejepa_hf.training.checkpoints import last_complete_checkpoint
 from sparsejepa_hf.training.options import OPTION_TYPES, parse_options, resolved_options
 
 
@@ -206,14 +204,8 @@ class Runs:
         # Of two flags with one name the last counts, so a run that asks for kNN gets it.
         command = [*self._command, str(self.recipe), "--probe", "false", "--knn_steps", "0", "--disable_tqdm", "true"]
         command += [*self._flags(run), "--output_dir", str(folder)]
-        if checkpoints := list(folder.glob("checkpoint-*")):
-            try:
-                last_complete_checkpoint(str(folder))
-                command += ["--resume_from_checkpoint", "true"]
-            except ValueError:
-                # None was written to its end. The run would refuse a folder with what is left of them.
-                for path in checkpoints:
-                    shutil.rmtree(path)
+        # It has no results with these options: what is there was cut off, and the run goes on from it where it can.
+        command += ["--overwrite_output_dir", "true", "--resume_from_checkpoint", "auto"]
         threads = {} if self._threads is None else {"OMP_NUM_THREADS": str(self._threads)}
         with (folder / "log.txt").open("a", encoding="utf-8") as log:
             code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | threads).returncode

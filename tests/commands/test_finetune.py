@@ -236,7 +236,7 @@ def test_nothing_is_overwritten(run, checkpoint):
     with pytest.raises(ValueError, match="holds the checkpoint to begin from"):
         run(output_dir=checkpoint)
     run(save_strategy="steps", save_steps=1, max_steps=1)
-    with pytest.raises(ValueError, match="holds checkpoints of an earlier run"):
+    with pytest.raises(ValueError, match="holds an earlier run: checkpoint-1, finetuning_results.json"):
         run()
 
 

@@ -3,6 +3,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -119,11 +120,22 @@ def test_the_best_checkpoint_by_knn_is_what_is_kept(run, tmp_path):
     assert len(accuracies) == 2 and state["best_metric"] == max(accuracies)
 
 
-def test_a_folder_with_checkpoints_of_another_run_is_refused(run):
-    run(save_strategy="steps", save_steps=1)
-    with pytest.raises(ValueError, match=r"holds checkpoints of an earlier run, such as checkpoint-2"):
+def test_a_folder_that_holds_a_run_is_not_overwritten_without_a_word(run, tmp_path):
+    """With checkpoints there is a way to go on, without them none; a job that is queued again goes on or begins."""
+    for wish in (None, "false"):
+        run(resume_from_checkpoint=wish, save_strategy="steps", save_steps=1, overwrite_output_dir=True)
+        with pytest.raises(ValueError, match=r"an earlier run: checkpoint-2, model.*checkpoint auto"):
+            run(resume_from_checkpoint=wish)
+    assert run(resume_from_checkpoint="auto", max_steps=3)["train_metrics"]["epoch"] == 0.375
+    for folder in (tmp_path / "run").glob("checkpoint-*"):
+        shutil.rmtree(folder)
+    for wish in (None, "auto"):
+        with pytest.raises(ValueError, match=r"pretraining_results.json. It has no checkpoint to go on"):
+            run(resume_from_checkpoint=wish)
+    (tmp_path / "run" / "pretraining_results.json").unlink()
+    with pytest.raises(ValueError, match="an earlier run: model.safetensors"):
         run()
-    run(resume_from_checkpoint="true", max_steps=3)
+    assert run(resume_from_checkpoint="auto")["train_metrics"]["epoch"] == 0.25
 
 
 def test_a_configuration_name_without_a_hub_data_set_is_refused(run):

@@ -4,7 +4,7 @@
 from ..image_processing_sparsejepa import image_processor
 from .arguments import FineTuningArguments, SparseJEPATrainingArguments
 from .base_trainer import ImageTrainer, NonFiniteLossError
-from .checkpoints import last_complete_checkpoint, refuse_other_checkpoints
+from .checkpoints import newest_whole_checkpoint, refuse_other_checkpoints
 from .comparison import compare_features
 from .ema import ema_update_
 from .finetuning import (
@@ -56,11 +56,11 @@ __all__ = [
     "ema_update_",
     "image_processor",
     "kkt_residual",
-    "last_complete_checkpoint",
     "layer_decay_groups",
     "load_classifier",
     "load_finetuning_data",
     "load_pretraining_data",
+    "newest_whole_checkpoint",
     "parse_options",
     "pixel_statistics",
     "proximal_step_",

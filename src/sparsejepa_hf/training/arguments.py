@@ -131,6 +131,10 @@ class ImageTrainingArguments(TrainingArguments):
     report_to: None | str | list[str] = field(
         default="tensorboard", metadata={"help": "Where logs go: tensorboard, wandb, mlflow, …, all or none."}
     )
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={"help": "Begin anew in a folder that holds an earlier run; its checkpoints are set aside."},
+    )
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Every parameter is used."})
 
     # Augmentation, batched on the training device; used for uint8 images only.

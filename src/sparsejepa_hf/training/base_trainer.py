@@ -3,6 +3,7 @@
 
 import inspect
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +13,14 @@ from typing import Any, ClassVar
 
 import datasets
 import torch
+from accelerate.utils import gather_object
 from huggingface_hub import HfApi
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, Trainer
-from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import EvalLoopOutput, HubStrategy
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy
 from transformers.utils import logging
 
 from ..counter_rng import stream_keys
@@ -27,7 +29,16 @@ from ..image_processing_sparsejepa import image_processor
 from ..publishing import write_model_card
 from .arguments import ImageTrainingArguments
 from .callbacks import TrainingCallback
-from .checkpoints import last_complete_checkpoint
+from .checkpoints import (
+    choose_checkpoint,
+    clear_staging,
+    delete_oldest,
+    resume_wish,
+    seal,
+    set_newer_aside,
+    staging_folder,
+    written_aside,
+)
 from .ema import local_shard
 from .precision import precision_kept, require_full_precision, warn_of_slow_bf16
 
@@ -77,6 +88,8 @@ class ImageTrainer(Trainer):
     card_kind: ClassVar[str]
     # What the model card was told of the run; replaced, never changed.
     _told: Mapping[str, Any] = {}
+    # Whether a checkpoint is being written aside.
+    _is_staging = False
     # The loss is a mean over the batch.
     loss_is_scaled_for_ga = False
     non_finite_advice = "Try a smaller learning_rate, a longer warmup_steps, or fp32 instead of fp16."
@@ -251,17 +264,27 @@ class ImageTrainer(Trainer):
     # ---- a run ----
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """As in `Trainer`; `resume_from_checkpoint=True` takes the last checkpoint that was written to its end.
+        """As in `Trainer`, but a run goes on from a whole checkpoint alone.
+
+        Checkpoints of later steps, and those that are not whole, are set aside under another name.
+
+        Args:
+            resume_from_checkpoint: a folder; True: the newest whole checkpoint in `output_dir`; "auto": the same if
+                there is one, and else the run begins.
+            kwargs: as for `Trainer`.
 
         Raises:
             NonFiniteLossError: the loss is NaN or infinite.
-            ValueError: there is no checkpoint to resume from, it does not fit the model, there are too few images, or
-                weights to train are held in half precision.
+            ValueError: there is no checkpoint to resume from, it is not whole, it does not fit the model, there are
+                too few images, or weights to train are held in half precision.
         """
-        # Flags and YAML files give text.
-        choice = {"true": True, "false": None}.get(str(resume_from_checkpoint).lower(), resume_from_checkpoint)
-        if choice is True:
-            choice = last_complete_checkpoint(self.args.output_dir)
+        wish = resume_wish(resume_from_checkpoint)
+        choice = self._choose_checkpoint(wish)
+        if choice is not None:
+            self._compare_with_run(choice)
+        if self.args.should_save and (wish is not None or self.args.overwrite_output_dir):
+            set_newer_aside(self.args.output_dir, choice)
+        self.accelerator.wait_for_everyone()
         on_cpu = self.args.device.type == "cpu"
         if on_cpu and self.accelerator.mixed_precision == "bf16" and self.is_world_process_zero():
             warn_of_slow_bf16()
@@ -270,6 +293,33 @@ class ImageTrainer(Trainer):
         loss = torch.tensor(output.training_loss, device=self.args.device)
         self._require_finite(float(self._average(loss)))
         return output
+
+    def _choose_checkpoint(self, wish: str | bool | None) -> str | None:
+        """The same on all processes: those that save look, and tell the others, also of what they refuse."""
+        chosen: str | None = None
+        refusal: str | None = None
+        if self.args.should_save:
+            try:
+                chosen = choose_checkpoint(self.args.output_dir, wish)
+            except ValueError as error:
+                refusal = str(error)
+        told = [(self.args.should_save, chosen, refusal)]
+        told = gather_object(told) if self.args.world_size > 1 else told
+        if refusals := [words for _, _, words in told if words is not None]:
+            raise ValueError(refusals[0])
+        choices = {choice for saves, choice, _ in told if saves}
+        if len(choices) > 1:
+            raise ValueError(
+                f"The nodes would go on from different checkpoints: {', '.join(sorted(map(str, choices)))}. Name one "
+                "that is whole on each of them."
+            )
+        return choices.pop()
+
+    def _compare_with_run(self, folder: str) -> None:
+        """Compares this run with the one that wrote the checkpoint, before any weight is loaded."""
+
+    def _write_run_record(self, folder: str) -> None:
+        """Writes what the run was started with into a checkpoint, before it is sealed."""
 
     def _inner_training_loop(self, batch_size: int | None = None, *args: Any, **kwargs: Any) -> Any:
         # A run begins here, also one that begins again with a smaller batch (`auto_find_batch_size`).
@@ -407,21 +457,59 @@ class ImageTrainer(Trainer):
                 f"{self.non_finite_advice} The last checkpoint, if there is one, is from before."
             )
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+    def _get_output_dir(self, *args: Any, **kwargs: Any) -> str:
+        # `Trainer` asks for it once a save, and puts all that it writes into a folder in there.
+        run_dir = super()._get_output_dir(*args, **kwargs)
+        return staging_folder(run_dir) if self._is_staging else run_dir
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any, *args: Any, **kwargs: Any) -> None:
+        """As in `Trainer`, but the checkpoint is written aside, and put in place once every process has written."""
         # A checkpoint with NaN weights is worse than none; the weights are looked at by save_model.
         self._require_finite(float(self._average(self._tr_loss)))
-        super()._save_checkpoint(*args, **kwargs)
+        run_dir = self._get_output_dir(trial)
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        staged, final = os.path.join(staging_folder(run_dir), name), os.path.join(run_dir, name)
+        if self.args.should_save:
+            clear_staging(run_dir)
+        self.accelerator.wait_for_everyone()
+        self._is_staging = True
+        try:
+            super()._save_checkpoint(model, trial, *args, **kwargs)
+        finally:
+            self._is_staging = False
+        self.accelerator.wait_for_everyone()
+        if self.state.best_model_checkpoint == staged:
+            self.state.best_model_checkpoint = final
+        if self.args.should_save:
+            self.state.save_to_json(os.path.join(staged, TRAINER_STATE_NAME))
+            self._write_run_record(staged)
+            seal(staged, final)
+        self.accelerator.wait_for_everyone()
+        # `Trainer` has done both already, but not to what lies elsewhere.
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(final)
+        if self.args.should_save:
+            delete_oldest(run_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
 
     def save_model(self, *args: Any, **kwargs: Any) -> None:
-        """As in `Trainer`, if the weights are finite."""
+        """As in `Trainer`, if the weights are finite; each file is whole, or as it was before."""
         self._require_finite_weights()
         super().save_model(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
-        super()._save(output_dir, *args, **kwargs)
-        if self.args.should_save:
+        folder = output_dir or self.args.output_dir
+        if not self.args.should_save:
+            return super()._save(folder, *args, **kwargs)
+        with written_aside(folder) as aside:
+            super()._save(aside, *args, **kwargs)
             # A pickle that nothing reads.
-            Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+            Path(aside, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    def save_state(self) -> None:
+        """As in `Trainer`; the file is whole, or as it was before."""
+        if self.is_world_process_zero():
+            with written_aside(self.args.output_dir) as aside:
+                self.state.save_to_json(os.path.join(aside, TRAINER_STATE_NAME))
 
     def init_hf_repo(self, token: str | None = None, **kwargs: Any) -> None:
         """As in `Trainer`, and with the branch `hub_revision`: else a push to a new one would fail after training."""
@@ -433,7 +521,7 @@ class ImageTrainer(Trainer):
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """As in `Trainer`, but with the code that the weights need and a card, and from a copy: what is uploaded in
         the background must not change meanwhile, as logs do."""
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+        if self._is_staging or not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
         before = self.push_in_progress
         if before is not None and not before.is_done() and not self.args.hub_always_push:

@@ -13,7 +13,7 @@ from sparsejepa_hf.training.options import OPTION_TYPES, parse_options, write_op
 options = parse_options(OPTION_TYPES)
 folder = pathlib.Path(options[2].output_dir)
 with (folder / "starts").open("a") as starts:
-    starts.write("x" + ("r" if options[2].resume_from_checkpoint else ""))
+    starts.write(f"{options[2].resume_from_checkpoint} ")
 write_options(str(folder), *options)
 if options[2].seed == 13:
     raise RuntimeError("thirteen is unlucky")

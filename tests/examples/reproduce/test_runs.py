@@ -34,7 +34,7 @@ def test_a_finished_run_is_taken_as_it_is_and_other_options_are_another_run(make
     (record,) = make_runs().make([first])
     assert record.last == {"rankme": 3}
     again, other = make_runs().make([first, second])
-    assert again.checkpoint == record.checkpoint and starts(record.checkpoint) == "x"
+    assert again.checkpoint == record.checkpoint and starts(record.checkpoint) == "auto "
     assert other.checkpoint != record.checkpoint
     assert other.options["sparsity_weight"] == 0.2 and record.options["sparsity_weight"] == 0.1
 
@@ -71,7 +71,7 @@ def test_a_run_cut_off_while_it_wrote_is_made_again(make_runs, name):
     for count, left in enumerate(("", "{", "[]"), start=2):
         (record.checkpoint / name).write_text(left)
         (again,) = make_runs().make([run])
-        assert again.last == {"rankme": 3} and starts(again.checkpoint) == "x" * count
+        assert again.last == {"rankme": 3} and starts(again.checkpoint) == "auto " * count
 
 
 def test_a_run_that_fails_says_why_and_leaves_the_others_alone(make_runs, hear_warnings):
@@ -81,25 +81,12 @@ def test_a_run_that_fails_says_why_and_leaves_the_others_alone(make_runs, hear_w
     assert "SparseJEPA, seed 13 failed" in hear_warnings.text
 
 
-def test_an_interrupted_run_goes_on_in_its_folder_from_its_checkpoint(make_runs):
+def test_an_interrupted_run_goes_on_in_its_folder_if_it_can(make_runs):
     run = Run(SPARSEJEPA, 3, {})
     (record,) = make_runs().make([run])
     (record.checkpoint / "pretraining_results.json").unlink()
-    (record.checkpoint / "checkpoint-1").mkdir()
-    (record.checkpoint / "checkpoint-1" / "trainer_state.json").write_text("{}")
-    (record.checkpoint / "checkpoint-1" / "model.safetensors").touch()
     (again,) = make_runs().make([run])
-    assert again.checkpoint == record.checkpoint and starts(record.checkpoint) == "xxr"
-
-
-def test_a_run_cut_off_in_its_first_checkpoint_starts_afresh(make_runs):
-    run = Run(SPARSEJEPA, 3, {})
-    (record,) = make_runs().make([run])
-    (record.checkpoint / "pretraining_results.json").unlink()
-    (record.checkpoint / "checkpoint-1").mkdir()
-    (record.checkpoint / "checkpoint-1" / "model.safetensors").touch()
-    (again,) = make_runs().make([run])
-    assert starts(again.checkpoint) == "xx" and not (again.checkpoint / "checkpoint-1").exists()
+    assert again.checkpoint == record.checkpoint and starts(record.checkpoint) == "auto auto "
 
 
 def test_a_run_has_the_monitor_that_it_asks_for_and_none_else(make_runs):
