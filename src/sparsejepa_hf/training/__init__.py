@@ -25,6 +25,7 @@ from .options import (
     resolved_options,
     write_options,
 )
+from .preemption import PREEMPTED, saves_when_preempted
 from .pretraining import SparseJEPATrainer
 from .proximal import kkt_residual, proximal_step_
 from .run_data import FineTuningData, PreTrainingData, load_finetuning_data, load_pretraining_data, square_side
@@ -42,6 +43,7 @@ __all__ = [
     "ImageTrainer",
     "ModelArguments",
     "NonFiniteLossError",
+    "PREEMPTED",
     "PreTrainingData",
     "SparseJEPATrainer",
     "SparseJEPATrainingArguments",
@@ -60,6 +62,7 @@ __all__ = [
     "read_config",
     "refuse_other_checkpoints",
     "resolved_options",
+    "saves_when_preempted",
     "square_side",
     "write_options",
 ]

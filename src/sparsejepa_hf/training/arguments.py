@@ -40,6 +40,11 @@ class ImageTrainingArguments(TrainingArguments):
     )
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Every parameter is used."})
 
+    resume_with_changes: list[str] | None = field(
+        default=None,
+        metadata={"help": "Names of options that may differ from those of the checkpoint that is resumed."},
+    )
+
     # Augmentation, batched on the training device; used for uint8 images only.
     crop: str = field(default="pad", metadata={"help": "pad (padded shift), resized (random resized crop) or none."})
     crop_padding: int = field(default=4, metadata={"help": "Pixels of padding of the padded crop."})
@@ -59,6 +64,10 @@ class ImageTrainingArguments(TrainingArguments):
                 "which is slow on most, set use_cpu to true."
             )
         super().__post_init__()
+        if self.resume_with_changes is not None:
+            # Words, or one word with commas.
+            words = ",".join(self.resume_with_changes).split(",")
+            self.resume_with_changes = [word.strip() for word in words if word.strip()]
         # A non-finite loss is an error here, not something to hide; and the collator picks the columns.
         self.logging_nan_inf_filter = self.remove_unused_columns = False
         self._require_choice("crop", ("pad", "resized", "none"))

@@ -29,12 +29,27 @@ from .arguments import ImageTrainingArguments
 from .callbacks import TrainingCallback
 from .checkpoints import last_complete_checkpoint
 from .ema import local_shard
+from .options import write_options
 from .precision import warn_of_slow_bf16
+from .preemption import shield_workers
+from .resumption import (
+    Record,
+    changes_until,
+    describe_data,
+    keeps_changed_options,
+    require_same_run,
+    run_record,
+    write_record,
+)
 
 
 logger = logging.get_logger(__name__)
 
 AUGMENTATION_STREAM = 2
+_GO_ON = (
+    "The last checkpoint, if there is one, is from before: resume from it with another value, and name the option in "
+    "resume_with_changes."
+)
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -73,6 +88,10 @@ class ImageTrainer(Trainer):
     default_collator = staticmethod(collate_images)
     train_dataset: Any
     card_kind: ClassVar[str]
+    # A command's option dataclasses, `args` among them: written when training begins, and compared at a resume.
+    run_options: Sequence[Any] = ()
+    # Whether a loader's workers leave it to this process to end them, as it has to save first.
+    shields_workers = False
     # What the model card was told of the run; replaced, never changed.
     _told: Mapping[str, Any] = {}
     # The loss is a mean over the batch.
@@ -124,6 +143,9 @@ class ImageTrainer(Trainer):
         )
         self._makes_processor = processing_class is None
         self._slot_step, self._next_slot = -1, 0
+        self._changed_options: dict[str, Any] = {}
+        self._changes: list[dict[str, Any]] = []
+        self._data_identity: tuple[Any, dict[str, Any]] | None = None
         self._operations: dict[int, int] = {}
         self.fit_to_model()
 
@@ -200,9 +222,12 @@ class ImageTrainer(Trainer):
         drop_last = self.args.dataloader_drop_last
         self.args.dataloader_drop_last = drop_last and is_training
         try:
-            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+            loader = super()._get_dataloader(*args, is_training=is_training, **kwargs)
         finally:
             self.args.dataloader_drop_last = drop_last
+        if self.shields_workers:
+            shield_workers(loader)
+        return loader
 
     # ---- one step ----
 
@@ -254,6 +279,8 @@ class ImageTrainer(Trainer):
         choice = {"true": True, "false": None}.get(str(resume_from_checkpoint).lower(), resume_from_checkpoint)
         if choice is True:
             choice = last_complete_checkpoint(self.args.output_dir)
+        if choice:
+            self._compare_with_run(choice)
         on_cpu = self.args.device.type == "cpu"
         if on_cpu and self.accelerator.mixed_precision == "bf16" and self.is_world_process_zero():
             warn_of_slow_bf16()
@@ -270,6 +297,11 @@ class ImageTrainer(Trainer):
         self._require_a_batch(self._train_batch_size if batch_size is None else batch_size)
         self._slot_step = -1
         self._operations.clear()
+        # No earlier: a resume that is refused changes nothing.
+        if self.run_options and self.is_world_process_zero():
+            write_options(self.args.output_dir, *self.run_options, name=f"{self.card_kind}_options.yaml")
+            # Of an earlier end: until the next there are none.
+            Path(self.args.output_dir, f"{self.card_kind}_results.json").unlink(missing_ok=True)
         return super()._inner_training_loop(batch_size, *args, **kwargs)
 
     def _require_a_batch(self, batch_size: int) -> None:
@@ -290,6 +322,26 @@ class ImageTrainer(Trainer):
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
+
+    # ---- what the run was started with ----
+
+    def _run_record(self) -> Record:
+        if self._data_identity is None or self._data_identity[0] is not self.train_dataset:
+            self._data_identity = self.train_dataset, describe_data(self.train_dataset, self.data_collator)
+        return run_record(self, self._data_identity[1])
+
+    def _write_run_record(self, folder: str) -> None:
+        """Writes into a checkpoint what the run was started with."""
+        write_record(folder, self._run_record(), self._changes)
+
+    def _compare_with_run(self, folder: str) -> None:
+        """Refuses to go on from a checkpoint of a run that was started with other options than those allowed."""
+        self._changed_options = require_same_run(folder, self._run_record(), self.args.resume_with_changes or ())
+        self._changes = changes_until(folder, self._changed_options)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with keeps_changed_options(self, self._changed_options):
+            super()._load_optimizer_and_scheduler(checkpoint)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         if load_result.missing_keys or load_result.unexpected_keys:
@@ -376,7 +428,7 @@ class ImageTrainer(Trainer):
             parts = ", ".join(f"{name} {value:.4g}" for name, value in self.loss_parts().items())
             raise NonFiniteLossError(
                 f"The loss is {loss} at step {self.state.global_step}{f' ({parts})' if parts else ''}; expected a "
-                f"finite number. {self.non_finite_advice} The last checkpoint, if there is one, is from before."
+                f"finite number. {self.non_finite_advice} {_GO_ON}"
             )
 
     def _require_finite_weights(self) -> None:
@@ -386,13 +438,15 @@ class ImageTrainer(Trainer):
         if float(self._average(finite)) < 1.0:
             raise NonFiniteLossError(
                 f"The weights are no longer finite at step {self.state.global_step}, so they are not saved. "
-                f"{self.non_finite_advice} The last checkpoint, if there is one, is from before."
+                f"{self.non_finite_advice} {_GO_ON}"
             )
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         # A checkpoint with NaN weights is worse than none; the weights are looked at by save_model.
         self._require_finite(float(self._average(self._tr_loss)))
         super()._save_checkpoint(*args, **kwargs)
+        if self.args.should_save:
+            self._write_run_record(str(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"))
 
     def save_model(self, *args: Any, **kwargs: Any) -> None:
         """As in `Trainer`, if the weights are finite."""
