@@ -123,7 +123,7 @@ def test_a_folder_with_checkpoints_of_another_run_is_refused(run):
     run(save_strategy="steps", save_steps=1)
     with pytest.raises(ValueError, match=r"holds checkpoints of an earlier run, such as checkpoint-2"):
         run()
-    run(resume_from_checkpoint="true", max_steps=3)
+    run(resume_from_checkpoint="true", max_steps=3, resume_with_changes="max_steps")
 
 
 def test_a_configuration_name_without_a_hub_data_set_is_refused(run):

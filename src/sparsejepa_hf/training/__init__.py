@@ -34,6 +34,7 @@ from .run_data import FineTuningData, PreTrainingData, load_finetuning_data, loa
 __all__ = [
     "FINE_TUNING_OPTION_TYPES",
     "OPTION_TYPES",
+    "PREEMPTED",
     "DataArguments",
     "FineTuningArguments",
     "FineTuningData",
@@ -43,7 +44,6 @@ __all__ = [
     "ImageTrainer",
     "ModelArguments",
     "NonFiniteLossError",
-    "PREEMPTED",
     "PreTrainingData",
     "SparseJEPATrainer",
     "SparseJEPATrainingArguments",

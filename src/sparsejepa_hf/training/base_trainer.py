@@ -315,8 +315,9 @@ class ImageTrainer(Trainer):
                 )
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # A state that was resumed tells the batch of the run before.
+        # A state that was resumed tells the batch of the run before, and when that run logged, saved and evaluated.
         self.state.train_batch_size = self._train_batch_size
+        self.state.compute_steps(self.args, self.state.max_steps)
         # A finished run that is resumed amid an epoch would train one step more.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True

@@ -288,8 +288,8 @@ def resolved_options(*options: Any) -> dict[str, Any]:
         # Null is worth a line only where it is not the default.
         resolved |= {k: v for k, v in values.items() if k in defaults and not (v is None and defaults[k] is None)}
     # What the launcher sets (`accelerate config`) is left to it; secrets are not written; a rerun starts afresh.
-    left_out = ("accelerator_config", "fsdp_config", "fsdp", "parallelism_config")
-    left_out += ("resume_from_checkpoint", "resume_with_changes")
+    left_out = {"accelerator_config", "fsdp_config", "fsdp", "parallelism_config"}
+    left_out |= {"resume_from_checkpoint", "resume_with_changes"}
     return {name: v for name, v in resolved.items() if name not in left_out and not name.endswith("_token")}
 
 

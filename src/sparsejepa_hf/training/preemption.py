@@ -5,6 +5,7 @@ transformers has `enable_jit_checkpoint`, which hears SIGTERM alone, saves on ea
 that was cut off return like one that is finished.
 """
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -69,7 +70,8 @@ class _SaveWhenAsked(TrainerCallback):
         self._trainer, self._process = trainer, os.getpid()
         self._heard: tuple[int, float] | None = None
         self._group: Any = None
-        self._sum, self._pending = torch.zeros(1), None
+        self._sum = torch.zeros(1)
+        self._pending: Any = None
         self._is_ending = False
 
     def hear(self, number: int, frame: FrameType | None) -> None:
@@ -90,7 +92,9 @@ class _SaveWhenAsked(TrainerCallback):
         if args.world_size > 1 and dist.is_available() and dist.is_initialized():
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=args.ddp_timeout))
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if self._all_are_asked():
             self._is_ending = True
             # Resumed, a run needs all of its state.
@@ -130,7 +134,9 @@ class _SaveWhenAsked(TrainerCallback):
         accelerator.end_training()
         raise SystemExit(PREEMPTED)
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._wait()
 
 
@@ -154,8 +160,8 @@ def _shielded(initialize: Callable[[int], None] | None, worker: int) -> None:
 
 
 def _obey_the_parent() -> None:
-    parent = os.getppid()
+    parent = multiprocessing.parent_process()
     while True:
         told = signal.sigwaitinfo(_SIGNALS)
-        if told.si_signo == signal.SIGTERM and told.si_pid == parent:
+        if told.si_signo == signal.SIGTERM and parent is not None and told.si_pid == parent.pid:
             os._exit(0)

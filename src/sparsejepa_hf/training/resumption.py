@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedConfig, Trainer
 from transformers.utils import logging
 
@@ -27,8 +27,8 @@ RUN_RECORD = "run_options.json"
 # Whatever is not in this list shapes the run, also an option that a later version brings.
 _HARMLESS = set(
     # What is written, said and sent where.
-    "output_dir run_name project trackio_space_id trackio_bucket_id trackio_static_space_id report_to disable_tqdm "
-    "log_level log_level_replica log_on_each_node logging_strategy logging_steps logging_first_step "
+    "output_dir overwrite_output_dir run_name project trackio_space_id trackio_bucket_id trackio_static_space_id "
+    "report_to disable_tqdm log_level log_level_replica log_on_each_node logging_strategy logging_steps logging_first_step "
     "include_num_input_tokens_seen save_only_model save_strategy save_steps save_on_each_node save_total_limit "
     "enable_jit_checkpoint push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push "
     "hub_revision do_train do_eval do_predict resume_from_checkpoint resume_with_changes "
@@ -202,7 +202,9 @@ def differences(was: Record, now: Record) -> dict[str, tuple[Any, Any]]:
 
 
 def _flat(record: Record) -> dict[str, Any]:
-    return {name: value for part in ("arguments", "model", "data", "processes") for name, value in record[part].items()}
+    return {
+        name: value for part in ("arguments", "model", "data", "processes") for name, value in record[part].items()
+    }
 
 
 def _has_equal_batches(was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
@@ -335,7 +337,7 @@ def _groups(trainer: Trainer) -> list[dict[str, Any]]:
     return optimizer.param_groups if isinstance(optimizer, Optimizer) else []
 
 
-def _set_rates(scheduler: LRScheduler) -> None:
+def _set_rates(scheduler: LambdaLR) -> None:
     """Gives each parameter group the rate of the step that comes next, by the schedule as it is now."""
     groups = scheduler.optimizer.param_groups
     scheduler.base_lrs = [group["initial_lr"] for group in groups]
