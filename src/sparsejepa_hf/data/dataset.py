@@ -254,7 +254,7 @@ class StreamingImageDataset(torch.utils.data.IterableDataset):
     def shard_names(self) -> list[str]:
         """The names of the source's files, without their folders, in order; empty where it has none."""
         # `datasets` has no public name for them.
-        inner = getattr(self._source, "_ex_iterable", None)
+        inner: Any = getattr(self._source, "_ex_iterable", None)
         while hasattr(inner, "ex_iterable"):
             inner = inner.ex_iterable
         files = getattr(inner, "kwargs", {}).get("files", [])

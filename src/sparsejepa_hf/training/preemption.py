@@ -125,9 +125,9 @@ class _SaveWhenAsked(TrainerCallback):
         accelerator.wait_for_everyone()
         if state.is_world_process_zero:
             print(
-                f"The run was asked to end and did so after step {state.global_step} of {state.max_steps}: it is not "
-                f"finished. Go on with the same command and --resume_from_checkpoint true; the checkpoint is in "
-                f"{args.output_dir}.",
+                f"The run was asked to end, and ended after step {state.global_step} of {state.max_steps}: it is not "
+                f"finished. {args.output_dir} has its checkpoint; the same command with --resume_from_checkpoint true "
+                "goes on.",
                 file=sys.stderr,
                 flush=True,
             )

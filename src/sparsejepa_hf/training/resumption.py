@@ -28,8 +28,9 @@ RUN_RECORD = "run_options.json"
 _HARMLESS = set(
     # What is written, said and sent where.
     "output_dir overwrite_output_dir run_name project trackio_space_id trackio_bucket_id trackio_static_space_id "
-    "report_to disable_tqdm log_level log_level_replica log_on_each_node logging_strategy logging_steps logging_first_step "
-    "include_num_input_tokens_seen save_only_model save_strategy save_steps save_on_each_node save_total_limit "
+    "report_to disable_tqdm log_level log_level_replica log_on_each_node logging_strategy logging_steps "
+    "logging_first_step include_num_input_tokens_seen save_only_model save_strategy save_steps save_on_each_node "
+    "save_total_limit "
     "enable_jit_checkpoint push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push "
     "hub_revision do_train do_eval do_predict resume_from_checkpoint resume_with_changes "
     "restore_callback_states_from_checkpoint "
