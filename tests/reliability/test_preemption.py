@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 
 import sparsejepa_hf
 from sparsejepa_hf.commands.pretrain import main
-from sparsejepa_hf.training import PREEMPTED, SparseJEPATrainer, saves_when_preempted
+from sparsejepa_hf.training import PREEMPTED, SparseJEPATrainer, preemption, saves_when_preempted
 
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
@@ -156,6 +156,20 @@ def test_another_thread_than_the_main_one_trains_without_handlers(make_trainer):
     assert seen == [before] and trainer.state.global_step == 1
 
 
+def test_a_second_request_ends_the_process_at_once(make_trainer, monkeypatch, capsys):
+    times, sent = iter([10.0, 11.0, 13.0]), []
+    monkeypatch.setattr(preemption.time, "monotonic", lambda: next(times))
+    monkeypatch.setattr(preemption.os, "kill", lambda *given: sent.append(given))
+    with saves_when_preempted(make_trainer()):
+        hear = signal.getsignal(signal.SIGTERM)
+        hear(signal.SIGTERM, None)
+        hear(signal.SIGTERM, None)
+        assert not sent
+        hear(signal.SIGTERM, None)
+        assert sent == [(os.getpid(), signal.SIGTERM)] and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert capsys.readouterr().err.count("saving at the end of this step") == 1
+
+
 # ---- processes of their own ----
 
 
@@ -200,3 +214,70 @@ def test_a_signal_to_all_processes_leaves_the_loaders_workers_alone_and_the_seco
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
     record_fault("preemption", "SIGTERM to a run and its loader's workers", injected=1, held=1)
+
+
+# One process of two is asked to end at the first start, and killed at the second.
+TRAIN = """
+import os
+import signal
+import sys
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+from sparsejepa_hf.commands import pretrain
+from sparsejepa_hf.training import SparseJEPATrainer
+
+FAULTS = {0: (signal.SIGUSR1, 2), 1: (signal.SIGKILL, 5)}
+start, rank = int(os.environ["TORCHELASTIC_RESTART_COUNT"]), int(os.environ["RANK"])
+recipe, folder = sys.argv[1], Path(sys.argv[2])
+
+
+class Break(TrainerCallback):
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        number, step = FAULTS[start]
+        if state.global_step + 1 == step:
+            os.kill(os.getpid(), number)
+
+
+train, finish = SparseJEPATrainer.train, SparseJEPATrainer.finish
+
+
+def train_and_break(self, *args, **kwargs):
+    if rank == 1 and start in FAULTS:
+        self.add_callback(Break())
+    return train(self, *args, **kwargs)
+
+
+if start == 0:
+    # The processes go on together.
+    SparseJEPATrainer.finish = lambda self: self.accelerator.wait_for_everyone()
+    pretrain.main([recipe, "--output_dir", str(folder / "whole")])
+    SparseJEPATrainer.finish = finish
+SparseJEPATrainer.train = train_and_break
+resume = ["--resume_from_checkpoint", "true"] if list((folder / "run").glob("checkpoint-*")) else []
+pretrain.main([recipe, *resume])
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_torchrun_restarts_save_together_and_end_equal_to_the_bit(options, tmp_path, record_fault):
+    """A signal reaches one process of two; later one is killed. Each time the same command is started again."""
+    (tmp_path / "train.py").write_text(TRAIN, encoding="utf-8")
+    saving = {"max_steps": 6, "save_strategy": "steps", "save_steps": 4, "save_only_model": False}
+    words = [write(tmp_path, {**options, **saving}, "run"), str(tmp_path)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max-restarts", "2"]
+    source = str(Path(sparsejepa_hf.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, *launcher, str(tmp_path / "train.py"), *words],
+        env={**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+    assert done.stderr.count("ended after step 3 of 6: it is not finished") == 1
+    assert done.stdout.count("\nCheckpoint: ") == 2, "the whole run, and the one that went on; no other end"
+    assert {path.name for path in (tmp_path / "run").glob("checkpoint-*")} == {f"checkpoint-{n}" for n in (3, 4, 6)}
+    assert_equal(tmp_path / "run", tmp_path / "whole")
+    record_fault("preemption", "one process of two signalled, then one killed, under torchrun", injected=2, held=2)

@@ -117,10 +117,17 @@ class _SaveWhenAsked(TrainerCallback):
         self._pending = None
         return bool(self._sum.item())
 
+    def _leave(self) -> None:
+        self._wait()
+        if self._group is not None:
+            # Left to the interpreter's exit, gloo's threads hold the process up.
+            dist.destroy_process_group(self._group)
+            self._group = None
+
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not self._is_ending:
             return
-        self._wait()
+        self._leave()
         accelerator = self._trainer.accelerator
         accelerator.wait_for_everyone()
         if state.is_world_process_zero:
@@ -137,7 +144,7 @@ class _SaveWhenAsked(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._wait()
+        self._leave()
 
 
 # ---- the workers of a loader ----
