@@ -346,7 +346,8 @@ def test_a_batch_that_was_found_trains_what_that_batch_trains(
 def test_the_state_of_a_resumed_run_knows_its_own_batch(make_trainer):
     first = make_trainer(save_strategy="steps", save_steps=1, max_steps=1)
     first.train()
-    resumed = make_trainer(per_device_train_batch_size=4, max_steps=2)
+    changes = ["per_device_train_batch_size", "max_steps"]
+    resumed = make_trainer(per_device_train_batch_size=4, max_steps=2, resume_with_changes=changes)
     resumed.train(resume_from_checkpoint=f"{first.args.output_dir}/checkpoint-1")
     assert (first.state.train_batch_size, resumed.state.train_batch_size) == (8, 4)
 
@@ -619,7 +620,7 @@ def test_no_file_of_a_run_holds_the_token(make_trainer, tmp_path, monkeypatch):
     assert not [path for path in files if token.encode() in path.read_bytes()]
     assert not list((tmp_path / "run").rglob("training_args.bin"))
     assert trainer.args.hub_token == copy.deepcopy(trainer.args).hub_token == token
-    resumed = make_trainer(max_steps=6, output_dir=str(tmp_path / "run"))
+    resumed = make_trainer(max_steps=6, output_dir=str(tmp_path / "run"), resume_with_changes=["max_steps"])
     assert resumed.train(resume_from_checkpoint=True).global_step == 6
 
 

@@ -29,6 +29,7 @@ from ..training import (
     pixel_statistics,
     read_config,
     refuse_other_checkpoints,
+    saves_when_preempted,
     write_options,
 )
 
@@ -61,12 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         eval_dataset=data.validation,
         processing_class=image_processor(config.image_sides, *statistics, data_args.value_range),
     )
-    if trainer.is_world_process_zero():
-        write_options(folder, model_args, data_args, training_args, name="finetuning_options.yaml")
+    trainer.run_options = (model_args, data_args, training_args)
     # Remembered, for the cards of steps that are pushed.
     trainer.describe_run(dataset=data_args.dataset, finetuned_from=checkpoint, origin=origin)
 
-    output = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    with saves_when_preempted(trainer):
+        output = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     trainer.save_run()
     parts = (data.train, data.validation, data.test)
     results = {

@@ -31,7 +31,7 @@ from ..training import (
     load_pretraining_data,
     parse_options,
     refuse_other_checkpoints,
-    write_options,
+    saves_when_preempted,
 )
 from ..training.arguments import has_bf16
 from ..training.options import RECIPES
@@ -68,14 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         # Where there are steps, loading has seen to both.
         knn_datasets=(data.bank, data.heldout) if training_args.needs_knn else None,  # type: ignore[arg-type]
     )
-    if trainer.is_world_process_zero():
-        write_options(training_args.output_dir, model_args, data_args, training_args)
+    trainer.run_options = (model_args, data_args, training_args)
     # Remembered, for the cards of steps that are pushed.
     trainer.describe_run(dataset=data_args.dataset, split=data_args.eval_split, origin=origin)
 
     compares = data_args.probe and data.bank is not None
     comparison = compare_features(trainer, data, "untrained", with_pixels=True) if compares else {}
-    output = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    with saves_when_preempted(trainer):
+        output = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     trainer.save_run()
     if compares:
         comparison |= compare_features(trainer, data, "trained")

@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Literal
 
 import datasets
@@ -138,6 +139,14 @@ class ImageDataset(torch.utils.data.Dataset):
     def num_bad(self) -> int:
         """How often an undecodable image was met in this process and its DataLoader workers."""
         return self._tally.bad
+
+    def encoded(self, index: int) -> bytes:
+        """An image as it is stored, neither decoded nor counted; empty where there is none."""
+        image = self._source[index]["image"] or {}
+        if image.get("bytes") is not None:
+            return image["bytes"]
+        path = image.get("path")
+        return Path(path).read_bytes() if path is not None and Path(path).is_file() else b""
 
     def __getitem__(self, index: int) -> Example:
         """One example: `pixel_values`, uint8 (C, height, width), and `labels`, int, if there are labels."""
@@ -276,6 +285,21 @@ class StreamingImageDataset(torch.utils.data.IterableDataset):
         """How often an undecodable image was met in this process and its DataLoader workers."""
         return self._tally.bad
 
+    @property
+    def shard_names(self) -> list[str]:
+        """The names of the source's files, without their folders, in order; empty where it has none."""
+        # `datasets` has no public name for them.
+        inner: Any = getattr(self._source, "_ex_iterable", None)
+        while hasattr(inner, "ex_iterable"):
+            inner = inner.ex_iterable
+        files = getattr(inner, "kwargs", {}).get("files", [])
+        return sorted(str(file).rpartition("/")[2] for file in files if isinstance(file, str))
+
+    @property
+    def num_shards(self) -> int:
+        """How many parts the source has that can be read apart."""
+        return self._source.num_shards
+
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch that the shuffling depends on; call before the loader is iterated."""
         self._source.set_epoch(epoch)
@@ -395,6 +419,11 @@ class ResidentImages(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, int]:
         return {"places": index}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images lie."""
+        return self._pixel_values.device
 
     def gather(self, places: Tensor) -> Tensor:
         """Images, uint8 (B, C, H, W), at `places`, int64 (B,), of the device."""

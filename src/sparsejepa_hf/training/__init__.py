@@ -25,6 +25,7 @@ from .options import (
     resolved_options,
     write_options,
 )
+from .preemption import PREEMPTED, saves_when_preempted
 from .pretraining import SparseJEPATrainer
 from .proximal import kkt_residual, proximal_step_
 from .run_data import (
@@ -39,6 +40,7 @@ from .run_data import (
 __all__ = [
     "FINE_TUNING_OPTION_TYPES",
     "OPTION_TYPES",
+    "PREEMPTED",
     "DataArguments",
     "FineTuningArguments",
     "FineTuningData",
@@ -67,5 +69,6 @@ __all__ = [
     "read_config",
     "refuse_other_checkpoints",
     "resolved_options",
+    "saves_when_preempted",
     "write_options",
 ]

@@ -137,6 +137,11 @@ class ImageTrainingArguments(TrainingArguments):
     )
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Every parameter is used."})
 
+    resume_with_changes: list[str] | None = field(
+        default=None,
+        metadata={"help": "Names of options that may differ from those of the checkpoint that is resumed."},
+    )
+
     # Augmentation, batched on the training device; used for uint8 images only.
     crop: str = field(default="pad", metadata={"help": "pad (padded shift), resized (random resized crop) or none."})
     crop_padding: int = field(default=4, metadata={"help": "Pixels of padding of the padded crop."})
@@ -166,6 +171,10 @@ class ImageTrainingArguments(TrainingArguments):
             raise ValueError(f"The training options do not fit together: {error}") from error
         if self.fp16 and self.device.type == "cpu":
             raise ValueError("fp16 is true, but there is no GPU here that has it. Set fp16 to false.")
+        if self.resume_with_changes is not None:
+            # Words, or one word with commas.
+            words = ",".join(self.resume_with_changes).split(",")
+            self.resume_with_changes = [word.strip() for word in words if word.strip()]
         # A non-finite loss is an error here, not something to hide; and the collator picks the columns.
         self.logging_nan_inf_filter = self.remove_unused_columns = False
         self._warn_of_short_runs()

@@ -40,7 +40,18 @@ from .checkpoints import (
     written_aside,
 )
 from .ema import local_shard
+from .options import write_options
 from .precision import precision_kept, require_full_precision, warn_of_slow_bf16
+from .preemption import shield_workers
+from .resumption import (
+    Record,
+    changes_until,
+    describe_data,
+    keeps_changed_options,
+    require_same_run,
+    run_record,
+    write_record,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -48,6 +59,10 @@ logger = logging.get_logger(__name__)
 AUGMENTATION_STREAM = 2
 # A step after every other.
 _NEVER = 2**62
+_GO_ON = (
+    "The last checkpoint, if there is one, is from before: resume from it with another value, and name the option in "
+    "resume_with_changes."
+)
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -86,6 +101,10 @@ class ImageTrainer(Trainer):
     default_collator = staticmethod(collate_images)
     train_dataset: Any
     card_kind: ClassVar[str]
+    # A command's option dataclasses, `args` among them: written when training begins, and compared at a resume.
+    run_options: Sequence[Any] = ()
+    # Whether a loader's workers leave it to this process to end them, as it has to save first.
+    shields_workers = False
     # What the model card was told of the run; replaced, never changed.
     _told: Mapping[str, Any] = {}
     # Whether a checkpoint is being written aside.
@@ -140,6 +159,9 @@ class ImageTrainer(Trainer):
         self._makes_processor = processing_class is None
         self._slot_step, self._next_slot = -1, 0
         self._first_bad_step = torch.tensor(_NEVER, device=args.device)
+        self._changed_options: dict[str, Any] = {}
+        self._changes: list[dict[str, Any]] = []
+        self._data_identity: tuple[Any, dict[str, Any]] | None = None
         self._operations: dict[int, int] = {}
         self.fit_to_model()
 
@@ -208,9 +230,12 @@ class ImageTrainer(Trainer):
         drop_last = self.args.dataloader_drop_last
         self.args.dataloader_drop_last = drop_last and is_training
         try:
-            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+            loader = super()._get_dataloader(*args, is_training=is_training, **kwargs)
         finally:
             self.args.dataloader_drop_last = drop_last
+        if self.shields_workers:
+            shield_workers(loader)
+        return loader
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """As in `Trainer`, but `bf16_full_eval` and `fp16_full_eval` leave the weights as they were, to be saved or
@@ -330,6 +355,11 @@ class ImageTrainer(Trainer):
         self._require_a_batch(self._train_batch_size if batch_size is None else batch_size)
         self._slot_step = -1
         self._operations.clear()
+        # No earlier: a resume that is refused changes nothing.
+        if self.run_options and self.is_world_process_zero():
+            write_options(self.args.output_dir, *self.run_options, name=f"{self.card_kind}_options.yaml")
+            # Of an earlier end: until the next there are none.
+            Path(self.args.output_dir, f"{self.card_kind}_results.json").unlink(missing_ok=True)
         return super()._inner_training_loop(batch_size, *args, **kwargs)
 
     def _require_a_batch(self, batch_size: int) -> None:
@@ -343,13 +373,34 @@ class ImageTrainer(Trainer):
                 )
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # A state that was resumed tells the batch of the run before.
+        # A state that was resumed tells the batch of the run before, and when that run logged, saved and evaluated.
         self.state.train_batch_size = self._train_batch_size
+        self.state.compute_steps(self.args, self.state.max_steps)
         # A finished run that is resumed amid an epoch would train one step more.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
+
+    # ---- what the run was started with ----
+
+    def _run_record(self) -> Record:
+        if self._data_identity is None or self._data_identity[0] is not self.train_dataset:
+            self._data_identity = self.train_dataset, describe_data(self.train_dataset, self.data_collator)
+        return run_record(self, self._data_identity[1])
+
+    def _write_run_record(self, folder: str) -> None:
+        """Writes into a checkpoint what the run was started with."""
+        write_record(folder, self._run_record(), self._changes)
+
+    def _compare_with_run(self, folder: str) -> None:
+        """Refuses to go on from a checkpoint of a run that was started with other options than those allowed."""
+        self._changed_options = require_same_run(folder, self._run_record(), self.args.resume_with_changes or ())
+        self._changes = changes_until(folder, self._changed_options)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with keeps_changed_options(self, self._changed_options):
+            super()._load_optimizer_and_scheduler(checkpoint)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         if load_result.missing_keys or load_result.unexpected_keys:
@@ -444,7 +495,7 @@ class ImageTrainer(Trainer):
         which = ", ".join(f"{name} {value:.4g}" for name, value in parts.items())
         raise NonFiniteLossError(
             f"The loss is {loss} at step {self.state.global_step}{since}{f' ({which})' if parts else ''}; expected a "
-            f"finite number. {self.non_finite_advice} The last checkpoint, if there is one, is from before."
+            f"finite number. {self.non_finite_advice} {_GO_ON}"
         )
 
     def _require_finite_weights(self) -> None:
@@ -454,7 +505,7 @@ class ImageTrainer(Trainer):
         if float(self._average(finite)) < 1.0:
             raise NonFiniteLossError(
                 f"The weights are no longer finite at step {self.state.global_step}, so they are not saved. "
-                f"{self.non_finite_advice} The last checkpoint, if there is one, is from before."
+                f"{self.non_finite_advice} {_GO_ON}"
             )
 
     def _get_output_dir(self, *args: Any, **kwargs: Any) -> str:

@@ -480,7 +480,7 @@ def resolved_options(*options: Any) -> dict[str, Any]:
         resolved |= {k: v for k, v in values.items() if k in defaults and not (v is None and defaults[k] is None)}
     # What the launcher sets (`accelerate config`) is left to it; secrets are not written; a rerun starts afresh.
     left_out = {"accelerator_config", "fsdp_config", "fsdp", "parallelism_config"}
-    left_out |= {"resume_from_checkpoint", "overwrite_output_dir"}
+    left_out |= {"resume_from_checkpoint", "resume_with_changes", "overwrite_output_dir"}
     return {name: v for name, v in resolved.items() if name not in left_out and not name.endswith("_token")}
 
 
