@@ -8,6 +8,8 @@ from typing import Any
 from transformers import TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 
+from .processes import join_on_cpus, require_all_processes
+
 
 def has_bf16() -> bool:
     """Whether an accelerator is here that computes in bf16."""
@@ -58,7 +60,9 @@ class ImageTrainingArguments(TrainingArguments):
                 "bf16 is true, but there is no GPU here that has it. Set bf16 to false; to train in bf16 on the CPU, "
                 "which is slow on most, set use_cpu to true."
             )
+        join_on_cpus(self)
         super().__post_init__()
+        require_all_processes(self)
         # A non-finite loss is an error here, not something to hide; and the collator picks the columns.
         self.logging_nan_inf_filter = self.remove_unused_columns = False
         self._require_choice("crop", ("pad", "resized", "none"))

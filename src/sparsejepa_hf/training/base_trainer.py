@@ -30,6 +30,7 @@ from .callbacks import TrainingCallback
 from .checkpoints import last_complete_checkpoint
 from .ema import local_shard
 from .precision import warn_of_slow_bf16
+from .processes import require_known_sharding, shard_on_cpus
 
 
 logger = logging.get_logger(__name__)
@@ -126,6 +127,13 @@ class ImageTrainer(Trainer):
         self._slot_step, self._next_slot = -1, 0
         self._operations: dict[int, int] = {}
         self.fit_to_model()
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As in `Trainer`, and with FSDP2 on CPUs too."""
+        super().create_accelerator_and_postprocess()
+        shard_on_cpus(self.accelerator, self.args.fsdp_plugin_args)
+        require_known_sharding(self.accelerator)
+        self.is_fsdp_enabled = getattr(self.accelerator.state, "fsdp_plugin", None) is not None
 
     def fit_to_model(self) -> None:
         """Makes what depends on the model and its options: at first, and again where `model_init` makes the model."""
