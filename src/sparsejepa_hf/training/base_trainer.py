@@ -30,7 +30,7 @@ from .callbacks import TrainingCallback
 from .checkpoints import last_complete_checkpoint
 from .ema import local_shard
 from .precision import warn_of_slow_bf16
-from .processes import require_known_sharding, shard_on_cpus
+from .processes import explain_silence, set_up_sharding
 
 
 logger = logging.get_logger(__name__)
@@ -131,8 +131,7 @@ class ImageTrainer(Trainer):
     def create_accelerator_and_postprocess(self) -> None:
         """As in `Trainer`, and with FSDP2 on CPUs too."""
         super().create_accelerator_and_postprocess()
-        shard_on_cpus(self.accelerator, self.args.fsdp_plugin_args)
-        require_known_sharding(self.accelerator)
+        set_up_sharding(self.accelerator, self.args.fsdp_plugin_args)
         self.is_fsdp_enabled = getattr(self.accelerator.state, "fsdp_plugin", None) is not None
 
     def fit_to_model(self) -> None:
@@ -255,6 +254,7 @@ class ImageTrainer(Trainer):
         """As in `Trainer`; `resume_from_checkpoint=True` takes the last checkpoint that was written to its end.
 
         Raises:
+            LostProcessError: another process ended, or did not answer within `ddp_timeout` seconds.
             NonFiniteLossError: the loss is NaN or infinite.
             ValueError: there is no checkpoint to resume from, it does not fit the model, or there are too few images.
         """
@@ -265,10 +265,11 @@ class ImageTrainer(Trainer):
         on_cpu = self.args.device.type == "cpu"
         if on_cpu and self.accelerator.mixed_precision == "bf16" and self.is_world_process_zero():
             warn_of_slow_bf16()
-        output = super().train(resume_from_checkpoint=choice, **kwargs)
-        # Each process knows its own mean; all must judge the same one.
-        loss = torch.tensor(output.training_loss, device=self.args.device)
-        self._require_finite(float(self._average(loss)))
+        with explain_silence(self):
+            output = super().train(resume_from_checkpoint=choice, **kwargs)
+            # Each process knows its own mean; all must judge the same one.
+            loss = torch.tensor(output.training_loss, device=self.args.device)
+            self._require_finite(float(self._average(loss)))
         return output
 
     def _inner_training_loop(self, batch_size: int | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -308,8 +309,9 @@ class ImageTrainer(Trainer):
 
     def save_run(self) -> None:
         """Saves the model and the trainer's state into `output_dir`, and pushes nothing yet: see [`finish`]."""
-        self.save_model(_internal_call=True)
-        self.save_state()
+        with explain_silence(self):
+            self.save_model(_internal_call=True)
+            self.save_state()
 
     def finish(self) -> None:
         """Pushes `output_dir`, if `push_to_hub` is set, and ends the processes' work together.
@@ -319,7 +321,8 @@ class ImageTrainer(Trainer):
         if self.args.push_to_hub:
             self.push_to_hub()
         # In this order: left to the interpreter's exit, gloo's threads sometimes abort a process.
-        self.accelerator.wait_for_everyone()
+        with explain_silence(self):
+            self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 
     # ---- the model card ----
