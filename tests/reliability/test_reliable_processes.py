@@ -1,5 +1,5 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
-"""Launched processes train together or not at all, and none waits for one that stopped, was killed or lost its node."""
+"""Launched processes train together or not at all; none waits for one that was stopped, killed or lost its node."""
 
 import json
 import os
@@ -21,6 +21,8 @@ TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 ACCELERATE = ("accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0", "--config_file")
 TINY = ["demo", "--use_cpu", "false", "--max_train_examples", "64", "--max_eval_examples", "32", "--report_to", "none"]
 TINY += ["--per_device_train_batch_size", "8", "--logging_steps", "1", "--disable_tqdm", "true"]
+
+LONG = pytest.mark.skipif("SPARSEJEPA_RELIABILITY_RECORD" not in os.environ, reason="part of the long form")
 
 # What each process makes of every recipe, without a word about CPUs.
 READ_RECIPES = """
@@ -52,6 +54,7 @@ def launch(*words: str, log: Path) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.slow
+@LONG
 def test_every_recipe_sees_all_processes_or_refuses(tmp_path, record_fault):
     (tmp_path / "read.py").write_text(READ_RECIPES, encoding="utf-8")
     log = tmp_path / "log"
@@ -87,7 +90,7 @@ def test_accelerate_launches_the_fsdp2_configuration_from_its_file(tmp_path):
     ("name", "fault", "said"),
     [
         ("SIGSTOP", "a process stopped", "did not answer within 10 s (ddp_timeout) after step "),
-        ("SIGKILL", "a process killed", "Another process ended after step "),
+        pytest.param("SIGKILL", "a process killed", "Another process ended after step ", marks=LONG),
     ],
 )
 def test_a_process_that_falls_silent_ends_the_run(tmp_path, record_fault, name, fault, said):
@@ -119,7 +122,7 @@ def test_a_process_that_falls_silent_ends_the_run(tmp_path, record_fault, name, 
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("SPARSEJEPA_RELIABILITY_RECORD" not in os.environ, reason="minutes; part of the long form")
+@LONG
 def test_two_nodes_of_which_one_is_killed_end_and_go_on_as_if_there_had_been_none(tmp_path, record_fault):
     try:
         with two_nodes.network():

@@ -113,6 +113,9 @@ RUNS = {
         "poisoned, seen in a save": {"arguments": {**SAVED, "save_steps": 1, "logging_steps": 100}, "poisoned": True},
         "sharded": {"arguments": KNN, "shards": True},
         "sharded, Adam": {"arguments": {**ADAM, BATCH: 2, "gradient_accumulation_steps": 2}, "shards": True},
+        # On CPUs bf16 needs to be told so.
+        "bf16": {"arguments": {"bf16": True, "use_cpu": True}},
+        "sharded, bf16": {"arguments": {"bf16": True, "use_cpu": True}, "shards": True},
         "sharded, whole": {"arguments": {**SAVED, **ADAM, "save_steps": 3}, "shards": True},
         "sharded, resumed": {
             "arguments": {**SAVED, **ADAM, "save_steps": 100},
@@ -121,9 +124,13 @@ RUNS = {
             "shards": True,
         },
     },
-    # More processes than W has groups: some hold none of it.
-    4: {"of four": {"arguments": {BATCH: 2}}, "of four, sharded": {"arguments": {BATCH: 2}, "shards": True}},
 }
+IS_LONG = "SPARSEJEPA_RELIABILITY_RECORD" in os.environ
+LONG = pytest.mark.skipif(not IS_LONG, reason="part of the long form")
+if IS_LONG:
+    # More processes than W has groups: some hold none of it.
+    FOUR = {"arguments": {BATCH: 2}}
+    RUNS[4] = {"of four": FOUR, "of four, sharded": {**FOUR, "shards": True}}
 
 
 @pytest.fixture(scope="module")
@@ -185,10 +192,10 @@ MONITORS = ("zero_columns", "selectivity", "generator_norm", "group_gradient_nor
         ("accumulated", "one", 2),
         ("watched", "one", 2),
         ("Adam", "one, Adam", 2),
-        ("of four", "one", 4),
+        pytest.param("of four", "one", 4, marks=LONG),
         ("sharded", "one", 2),
         ("sharded, Adam", "one, Adam", 2),
-        ("of four, sharded", "one", 4),
+        pytest.param("of four, sharded", "one", 4, marks=LONG),
     ],
 )
 def test_processes_train_what_one_trains_with_their_batches_together(
@@ -226,6 +233,17 @@ def test_processes_go_on_after_an_interruption_as_if_there_had_been_none(trained
     assert_same_weights(found, weights)
     assert logged(resumed, "loss") == logged(whole, "loss")
     assert logged(resumed, "group_gradient_norm") == logged(whole, "group_gradient_norm")
+
+
+@pytest.mark.slow
+def test_in_bf16_shards_train_like_whole_weights_and_keep_them_in_float32(trained):
+    """The casts differ: FSDP2 casts what it gathers, and autocast what enters a product."""
+    (weights, expected), (found, result) = trained[1]["bf16"], trained[1]["sharded, bf16"]
+    assert logged(result, "loss") == pytest.approx(logged(expected, "loss"), rel=0.02)
+    assert logged(result, "zero_columns") == pytest.approx(logged(expected, "zero_columns"), abs=0.1)
+    assert {weight.dtype for weight in found.values()} == {torch.float32}
+    target = "sparsejepa.target_encoder.layers.0.mlp.fc1.weight"
+    torch.testing.assert_close(found[target], weights[target], atol=5e-3, rtol=0)
 
 
 @pytest.mark.slow

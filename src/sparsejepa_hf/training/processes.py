@@ -1,6 +1,7 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """Several processes that train one model: all of them take part, FSDP2 shards, and none waits without end."""
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -114,6 +115,12 @@ def set_up_sharding(accelerator: Accelerator, plugin_options: dict[str, Any] | N
     # Else nothing that from_pretrained loads is written, neither in a checkpoint nor at the end.
     fsdp.state_dict_config = fsdp.optim_state_dict_config = None
     fsdp.set_state_dict_type("FULL_STATE_DICT")
+    policy = fsdp.mixed_precision_policy
+    if policy is not None:
+        # Accelerate's would sum gradients, and hand out the loss, in the precision of the products.
+        fsdp.mixed_precision_policy = dataclasses.replace(
+            policy, reduce_dtype=torch.float32, output_dtype=torch.float32
+        )
     # Accelerate shards the patch projection by itself, and would shard it twice inside a class named by the model.
     fsdp.transformer_cls_names_to_wrap = fsdp.transformer_cls_names_to_wrap or [SparseJEPALayer.__name__]
 
