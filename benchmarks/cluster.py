@@ -3,8 +3,8 @@
 
     python -m benchmarks.cluster --write   # the record of ViT-H, and its tables in docs/distributed.md
 
-Parameters, operations and kept activations are counted from the configuration, on tensors without values. What a GPU and
-its network reach is assumed: every flag is an assumption, and stands under the table.
+Parameters, operations and kept activations are counted from the configuration, on tensors without values. What a GPU
+and its network reach is assumed: every flag is an assumption, and stands under the table.
 """
 
 import argparse
@@ -37,8 +37,8 @@ def count(config: SparseJEPAConfig) -> dict[str, int]:
     Returns:
         `trained`, `average`: parameters that are trained, and those of the target encoder. `layer`: of the largest
         layer, `rest`: of all outside layers, which FSDP2 gathers as one. `flops_per_image`: forward and backward, of
-        matrix products. `activation_bytes_per_image`: kept for the backward pass in bf16 autocast, without the casts of
-        weights.
+        matrix products. `activation_bytes_per_image`: kept for the backward pass in bf16 autocast, without the casts
+        of weights.
     """
     with torch.device("meta"):
         model = SparseJEPAForPreTraining(config)
@@ -100,10 +100,10 @@ def kept_bytes(model: torch.nn.Module, forward: Callable[[], Any]) -> int:
 def estimate(counted: dict[str, int], engine: str, num_gpus: int, options: argparse.Namespace) -> dict[str, Any]:
     """Memory of a GPU, bytes that it sends a step, and the run's speed, under the assumptions in `options`.
 
-    DDP keeps weights, average, gradients with the buckets they are sent in, and both moments of AdamW whole, in float32,
-    and bf16 casts of all weights. FSDP2 keeps a share of each, and gathers in bf16 two layers at a time and what lies
-    outside layers. It gathers trained weights twice, for the forward and the backward pass, the average once, and sums
-    gradients in float32.
+    DDP keeps weights, average, gradients with the buckets they are sent in, and both moments of AdamW whole, in
+    float32, and bf16 casts of all weights. FSDP2 keeps a share of each, and gathers in bf16 two layers at a time and
+    what lies outside layers. It gathers trained weights twice, for the forward and the backward pass, the average
+    once, and sums gradients in float32.
     """
     trained, average, n = counted["trained"], counted["average"], num_gpus
     # Weights and average; gradients; AdamW's two moments.
@@ -206,8 +206,8 @@ def render(record: dict[str, Any]) -> str:
     return "\n\n".join(
         [
             f"`{assumed['preset']}`, counted: {counted['trained'] / 1e6:,.0f} million trained parameters, "
-            f"{counted['average'] / 1e6:,.0f} million of the average, {counted['flops_per_image'] / 1e9:,.0f} GFLOP an "
-            f"image, {counted['activation_bytes_per_image'] / 1e6:,.0f} MB of activations an image.",
+            f"{counted['average'] / 1e6:,.0f} million of the average, {counted['flops_per_image'] / 1e9:,.0f} GFLOP "
+            f"an image, {counted['activation_bytes_per_image'] / 1e6:,.0f} MB of activations an image.",
             format_table(_COLUMNS, rows),
             f"Assumed: {assumed['batch']} images a GPU and step, {assumed['epochs']} epochs of {assumed['images']:,} "
             f"images; a GPU of {assumed['memory_gb']:g} GB with {assumed['peak_tflops']:g} TFLOP/s in bf16, of which "
