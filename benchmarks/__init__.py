@@ -7,8 +7,9 @@
     python -m benchmarks.scaling          # time and memory against sizes
     python -m benchmarks.inference        # features a second, latency, cold start
     python -m benchmarks.time_to_accuracy # seconds to a kNN accuracy
+    python -m benchmarks.cluster          # what a run on many GPUs would need, calculated
     python -m benchmarks.summary          # the main ratios of the others' records
 
-Each but the last writes `<results_dir>/benchmark_<name>_<device>.json` and the same as a Markdown table.
+Each but the last two writes `<results_dir>/benchmark_<name>_<device>.json` and the same as a Markdown table.
 `--effort short` is a brief version, `--effort smoke` only checks that everything runs.
 """

@@ -126,7 +126,10 @@ def test_a_folder_that_holds_a_run_is_not_overwritten_without_a_word(run, tmp_pa
         run(resume_from_checkpoint=wish, save_strategy="steps", save_steps=1, overwrite_output_dir=True)
         with pytest.raises(ValueError, match=r"an earlier run: checkpoint-2, model.*checkpoint auto"):
             run(resume_from_checkpoint=wish)
-    assert run(resume_from_checkpoint="auto", max_steps=3, resume_with_changes="max_steps")["train_metrics"]["epoch"] == 0.375
+    assert (
+        run(resume_from_checkpoint="auto", max_steps=3, resume_with_changes="max_steps")["train_metrics"]["epoch"]
+        == 0.375
+    )
     for folder in (tmp_path / "run").glob("checkpoint-*"):
         shutil.rmtree(folder)
     for wish in (None, "auto"):

@@ -15,6 +15,7 @@ from transformers.training_args import trainer_log_levels
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available, logging
 
 from .checks import check_options, shown
+from .processes import join_on_cpus, require_all_processes
 
 
 logger = logging.get_logger(__name__)
@@ -165,10 +166,12 @@ class ImageTrainingArguments(TrainingArguments):
                 "bf16 is true, but there is no GPU here that has it. Set bf16 to false; to train in bf16 on the CPU, "
                 "which is slow on most, set use_cpu to true."
             )
+        join_on_cpus(self)
         try:
             super().__post_init__()
         except (ArithmeticError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
             raise ValueError(f"The training options do not fit together: {error}") from error
+        require_all_processes(self)
         if self.fp16 and self.device.type == "cpu":
             raise ValueError("fp16 is true, but there is no GPU here that has it. Set fp16 to false.")
         if self.resume_with_changes is not None:
@@ -193,7 +196,7 @@ class ImageTrainingArguments(TrainingArguments):
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
-            raise ValueError(f"{name} is {shown(text)}; expected a mapping as JSON, such as {{\"min_lr\": 1e-6}}.")
+            raise ValueError(f'{name} is {shown(text)}; expected a mapping as JSON, such as {{"min_lr": 1e-6}}.')
         setattr(self, name, value)
 
     def _check_combinations(self) -> None:

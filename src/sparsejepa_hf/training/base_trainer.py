@@ -43,6 +43,7 @@ from .ema import local_shard
 from .options import write_options
 from .precision import precision_kept, require_full_precision, warn_of_slow_bf16
 from .preemption import shield_workers
+from .processes import explain_silence, set_up_sharding
 from .resumption import (
     Record,
     changes_until,
@@ -164,6 +165,12 @@ class ImageTrainer(Trainer):
         self._data_identity: tuple[Any, dict[str, Any]] | None = None
         self._operations: dict[int, int] = {}
         self.fit_to_model()
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As in `Trainer`, and with FSDP2 on CPUs too."""
+        super().create_accelerator_and_postprocess()
+        set_up_sharding(self.accelerator, self.args.fsdp_plugin_args)
+        self.is_fsdp_enabled = getattr(self.accelerator.state, "fsdp_plugin", None) is not None
 
     def fit_to_model(self) -> None:
         """Makes what depends on the model and its options: at first, and again where `model_init` makes the model."""
@@ -299,6 +306,7 @@ class ImageTrainer(Trainer):
             kwargs: as for `Trainer`.
 
         Raises:
+            LostProcessError: another process ended, or did not answer within `ddp_timeout` seconds.
             NonFiniteLossError: the loss is NaN or infinite.
             ValueError: there is no checkpoint to resume from, it is not whole, it does not fit the model, there are
                 too few images, or weights to train are held in half precision.
@@ -313,10 +321,11 @@ class ImageTrainer(Trainer):
         on_cpu = self.args.device.type == "cpu"
         if on_cpu and self.accelerator.mixed_precision == "bf16" and self.is_world_process_zero():
             warn_of_slow_bf16()
-        output = super().train(resume_from_checkpoint=choice, **kwargs)
-        # Each process knows its own mean; all must judge the same one.
-        loss = torch.tensor(output.training_loss, device=self.args.device)
-        self._require_finite(float(self._average(loss)))
+        with explain_silence(self):
+            output = super().train(resume_from_checkpoint=choice, **kwargs)
+            # Each process knows its own mean; all must judge the same one.
+            loss = torch.tensor(output.training_loss, device=self.args.device)
+            self._require_finite(float(self._average(loss)))
         return output
 
     def _choose_checkpoint(self, wish: str | bool | None) -> str | None:
@@ -339,12 +348,6 @@ class ImageTrainer(Trainer):
                 "that is whole on each of them."
             )
         return choices.pop()
-
-    def _compare_with_run(self, folder: str) -> None:
-        """Compares this run with the one that wrote the checkpoint, before any weight is loaded."""
-
-    def _write_run_record(self, folder: str) -> None:
-        """Writes what the run was started with into a checkpoint, before it is sealed."""
 
     def _inner_training_loop(self, batch_size: int | None = None, *args: Any, **kwargs: Any) -> Any:
         # A run begins here, also one that begins again with a smaller batch (`auto_find_batch_size`).
@@ -411,8 +414,9 @@ class ImageTrainer(Trainer):
 
     def save_run(self) -> None:
         """Saves the model and the trainer's state into `output_dir`, and pushes nothing yet: see [`finish`]."""
-        self.save_model(_internal_call=True)
-        self.save_state()
+        with explain_silence(self):
+            self.save_model(_internal_call=True)
+            self.save_state()
 
     def finish(self) -> None:
         """Pushes `output_dir`, if `push_to_hub` is set, and ends the processes' work together.
@@ -422,7 +426,8 @@ class ImageTrainer(Trainer):
         if self.args.push_to_hub:
             self.push_to_hub()
         # In this order: left to the interpreter's exit, gloo's threads sometimes abort a process.
-        self.accelerator.wait_for_everyone()
+        with explain_silence(self):
+            self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 
     # ---- the model card ----

@@ -8,6 +8,7 @@ from ..evaluation import extract_features, knn_accuracy, linear_probe
 from ..evaluation.features import small_pixel_features
 from .monitors import comparison_device, full_float32, labelled_images
 from .pretraining import SparseJEPATrainer
+from .processes import explain_silence, whole_encoder
 from .run_data import MAX_BANK, PreTrainingData
 
 
@@ -33,6 +34,7 @@ def compare_features(
         that cannot be compared (which a warning says), without labels, or in other processes.
     """
     results: dict[str, dict[str, float]] = {}
+    encoder = whole_encoder(trainer.model)
     if trainer.is_world_process_zero() and data.bank is not None and data.heldout is not None:
         (bank, bank_labels), (images, labels) = (
             labelled_images(dataset, limit) for dataset, limit in ((data.bank, MAX_BANK), (data.heldout, MAX_HELDOUT))
@@ -41,10 +43,10 @@ def compare_features(
             pixels = [small_pixel_features(bank), small_pixel_features(images)]
             # Fits of thousands of dimensions are slow, but each begins where the one before ended: few steps do.
             results |= _probe(trainer, "raw pixels", pixels, (bank_labels, labels), max_iter=40)
-        encoder = trainer.model.sparsejepa
         features = [extract_features(encoder, part, preprocess=trainer.normalize) for part in (bank, images)]
         results |= _probe(trainer, name, features, (bank_labels, labels))
-    trainer.accelerator.wait_for_everyone()
+    with explain_silence(trainer):
+        trainer.accelerator.wait_for_everyone()
     return results
 
 

@@ -23,6 +23,7 @@ from ..modeling_sparsejepa import SparseJEPAGrouping
 from .arguments import SparseJEPATrainingArguments as Arguments
 from .callbacks import LossWeights, TrainingCallback, unwrap
 from .ema import full_tensor
+from .processes import whole_encoder
 from .proximal import AVERAGE_GRADIENT, kkt_residual
 
 
@@ -432,7 +433,7 @@ class KNNMonitor(TrainerCallback):
     def _measure(self, args: Arguments, model: nn.Module) -> float:
         if not self._sets:
             self._sets = [labelled_images(dataset, args.knn_max_examples) for dataset in self._datasets]
-        encoder, (bank_labels, labels) = unwrap(model).sparsejepa, (labels for _, labels in self._sets)
+        encoder, (bank_labels, labels) = whole_encoder(unwrap(model)), (labels for _, labels in self._sets)
         bank, heldout = (extract_features(encoder, images, preprocess=self._preprocess) for images, _ in self._sets)
         k = min(args.knn_k, len(bank))
         # kNN is computed where the bank lies.

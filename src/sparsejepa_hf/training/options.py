@@ -452,7 +452,9 @@ def _refuse_doubles(node: yaml.MappingNode) -> None:
     for key, _ in node.value:
         line = key.start_mark.line + 1
         if isinstance(key, yaml.ScalarNode) and key.value in lines:
-            raise ValueError(f"the key {shown(key.value)} is on line {lines[key.value]} and on line {line}; expected one")
+            raise ValueError(
+                f"the key {shown(key.value)} is on line {lines[key.value]} and on line {line}; expected one"
+            )
         lines |= {key.value: line} if isinstance(key, yaml.ScalarNode) else {}
 
 

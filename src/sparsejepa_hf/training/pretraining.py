@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -25,6 +26,7 @@ from .callbacks import (
     unwrap,
 )
 from .monitors import CollapseGuard, FeatureMonitor, GroupMonitor, KNNMonitor, LossParts, Throughput
+from .proximal import start_average_
 
 
 NOISE_STREAM = 3
@@ -220,6 +222,23 @@ class SparseJEPATrainer(ImageTrainer):
             rate = self.args.learning_rate if rate is None else rate
             groups.append({"params": own, "weight_decay": 0.0, DECAYED: False, "lr": rate})
         return groups
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As in `Trainer`. For FSDP2, torch hands out what is in the optimizer's state after a step, so the average
+        gradient of W has to be in there."""
+        group_weight = unwrap(self.model).group_weight
+        if checkpoint is None or group_weight is None or not self.is_fsdp_enabled:
+            return super()._load_optimizer_and_scheduler(checkpoint)
+
+        def start_average(optimizer: Optimizer, *_: Any) -> None:
+            start_average_(optimizer, group_weight)
+
+        # Accelerate wraps the optimizer.
+        hook = self.optimizer.optimizer.register_step_post_hook(start_average)
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        finally:
+            hook.remove()
 
     def loss_parts(self) -> dict[str, Tensor]:
         """As in the base class: prediction, KL and sparsity."""

@@ -67,6 +67,15 @@ def optimizer_metric(optimizer: Optimizer, group: dict[str, Any]) -> Tensor | No
     return (local_shard(state["exp_avg_sq"]) / correction).sqrt_().add_(group["eps"])
 
 
+def start_average_(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any]:
+    """The optimizer's state of W, with an average of its gradient: of no step yet, if there was none."""
+    state = optimizer.state[parameter]
+    if AVERAGE_GRADIENT not in state:
+        state[AVERAGE_GRADIENT] = torch.zeros_like(parameter, requires_grad=False)
+        state[AVERAGED_STEPS] = 0
+    return state
+
+
 @torch.no_grad()
 def group_lasso_step_(optimizer: Optimizer, group: dict[str, Any], sparsity_weight: float, support_steps: int) -> None:
     """What follows an optimizer step: averages W's gradient, then takes W through both maps of the group lasso.
@@ -77,10 +86,8 @@ def group_lasso_step_(optimizer: Optimizer, group: dict[str, Any], sparsity_weig
         sparsity_weight: λ of this step; at 0 the gradient is averaged and W left as it is.
         support_steps: steps that the average of the gradient covers, at least 1.
     """
-    parameter, state = group["params"][0], optimizer.state[group["params"][0]]
-    if AVERAGE_GRADIENT not in state:
-        state[AVERAGE_GRADIENT] = torch.zeros_like(parameter, requires_grad=False)
-        state[AVERAGED_STEPS] = 0
+    parameter = group["params"][0]
+    state = start_average_(optimizer, parameter)
     weight, average, gradient = map(local_shard, (parameter, state[AVERAGE_GRADIENT], parameter.grad))
     # The plain mean of all gradients, until there are more than `support_steps`.
     state[AVERAGED_STEPS] = min(support_steps, state[AVERAGED_STEPS] + 1)
