@@ -90,11 +90,13 @@ def written_aside(folder: str) -> Iterator[str]:
 def delete_oldest(run_dir: str, limit: int | None, best: str | None) -> None:
     """As `rotate_checkpoints` of transformers, which goes by `save_total_limit`, but one that is half deleted is no
     longer in its place. Files that go make a folder look the newest."""
+    if limit is None or limit <= 0:
+        return
     ordered = sort_checkpoints(run_dir, use_mtime=True)
     kept = {*ordered[-1:], *([] if best is None else [str(Path(best))])}
-    excess = len(ordered) - max(limit, len(kept)) if limit and limit > 0 else 0
+    excess = max(0, len(ordered) - max(limit, len(kept)))
     staging = Path(staging_folder(run_dir))
-    for path in [path for path in ordered if path not in kept][: max(0, excess)]:
+    for path in [path for path in ordered if path not in kept][:excess]:
         staging.mkdir(exist_ok=True)
         os.replace(path, staging / f"deleted-{Path(path).name}")
     clear_staging(run_dir)
