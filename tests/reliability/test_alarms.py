@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_trainers import SMALL
+from torch.utils.data import Dataset
 from transformers import TrainerControl, TrainerState
 
 import sparsejepa_hf
@@ -158,43 +160,40 @@ def test_runs_that_went_well_raise_no_alarm_and_one_that_did_not_raises_one(reco
 # ---- a loss that is not finite ----
 
 
-class Poisoned:
-    """Images of noise; those at and after `first` are NaN."""
+class Poisoned(Dataset):
+    """Labelled images of noise; those after the first `good` that are asked for are NaN."""
 
-    def __init__(self, first: int):
-        self.first = first
+    def __init__(self, good: int):
+        self.good = good
+        self.calls = 0
 
-    def __len__(self):
+    def __len__(self) -> int:
         return 96
 
-    def __getitem__(self, index):
-        value = math.nan if index >= self.first else 0.0
-        return {"pixel_values": torch.randn(3, 16, 16) + value}
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        self.calls += 1
+        value = math.nan if self.calls > self.good else 0.0
+        return {"pixel_values": torch.randn(3, 16, 16) + value, "labels": index % 4}
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("step", [1, 2, 5])
 def test_the_error_names_the_first_step_however_rarely_the_run_looks(make_trainer, step, accumulation, record_fault):
     options = {"max_steps": 8, "logging_steps": 8, "gradient_accumulation_steps": accumulation}
-    options |= {"per_device_train_batch_size": 8 // accumulation, "train_sampling_strategy": "sequential"}
-    # The last batch of the step alone is poisoned.
+    options["per_device_train_batch_size"] = 8 // accumulation
+    # The last image of the step is the first that is poisoned.
     trainer = make_trainer(train_dataset=Poisoned(8 * step - 1), **options)
-    with pytest.raises(
-        NonFiniteLossError, match=rf"The loss is nan at step 8, first at step {step} \(prediction_loss"
-    ):
+    with pytest.raises(NonFiniteLossError, match=rf"nan at step 8, first at step {step} \(prediction_loss nan"):
         trainer.train()
     record_fault("numbers", "a loss that is not finite", injected=1, held=1)
 
 
 def test_in_fine_tuning_too(checkpoint, tmp_path):
-    images = Poisoned(20)
-    data = [{**images[i], "labels": i % 4} for i in range(32)]
     options = {"max_steps": 4, "logging_steps": 4, "per_device_train_batch_size": 8}
-    options |= {"use_cpu": True, "report_to": "none", "train_sampling_strategy": "sequential"}
-    arguments = FineTuningArguments(str(tmp_path / "run"), **options)
+    arguments = FineTuningArguments(str(tmp_path / "run"), use_cpu=True, report_to="none", **options)
     model = SparseJEPAForImageClassification.from_pretrained(checkpoint, num_labels=4)
     with pytest.raises(NonFiniteLossError, match="The loss is nan at step 4, first at step 3;"):
-        FineTuningTrainer(model, arguments, train_dataset=data).train()
+        FineTuningTrainer(model, arguments, train_dataset=Poisoned(20)).train()
 
 
 def test_a_learning_rate_of_a_thousand_ends_the_run_with_the_step_it_blew_up_at(make_trainer, record_fault):
@@ -204,21 +203,28 @@ def test_a_learning_rate_of_a_thousand_ends_the_run_with_the_step_it_blew_up_at(
 
 
 TWO_PROCESSES = """
-import sys
+import json, os, sys
 import torch
 from sparsejepa_hf import SparseJEPAConfig
 from sparsejepa_hf.modeling_sparsejepa import SparseJEPAForPreTraining
 from sparsejepa_hf.training import NonFiniteLossError, SparseJEPATrainer, SparseJEPATrainingArguments
 
-# In order, process 1 takes images 4 to 7 of each step's eight; 22 is of the third step, and 33 of the fifth.
-images = torch.randn(48, 3, 16, 16)
-images[22] = images[33] = float("nan")
-arguments = SparseJEPATrainingArguments(
-    sys.argv[1], use_cpu=True, report_to="none", disable_tqdm=True, save_strategy="no", max_steps=6, logging_steps=6,
-    per_device_train_batch_size=4, train_sampling_strategy="sequential",
-)
-model = SparseJEPAForPreTraining(SparseJEPAConfig(**eval(sys.argv[2])))
-trainer = SparseJEPATrainer(model, arguments, train_dataset=[{"pixel_values": image} for image in images])
+
+class Images(torch.utils.data.Dataset):
+    # Process 0 gets NaN from the fifth step on, process 1 from the third.
+    left = (17, 9)[int(os.environ["RANK"])]
+
+    def __len__(self):
+        return 48
+
+    def __getitem__(self, index):
+        self.left -= 1
+        return {"pixel_values": torch.randn(3, 16, 16) + (0.0 if self.left > 0 else float("nan"))}
+
+
+arguments = SparseJEPATrainingArguments(**json.loads(sys.argv[1]))
+model = SparseJEPAForPreTraining(SparseJEPAConfig(**json.loads(sys.argv[2])))
+trainer = SparseJEPATrainer(model, arguments, train_dataset=Images())
 try:
     trainer.train()
 except NonFiniteLossError as error:
@@ -229,14 +235,14 @@ trainer.accelerator.end_training()
 
 
 @pytest.mark.slow
-def test_two_processes_name_the_earliest_step_of_either(tmp_path, make_small_config, record_fault):
+def test_two_processes_name_the_earliest_step_of_either(tmp_path, record_fault):
     (tmp_path / "train.py").write_text(TWO_PROCESSES, encoding="utf-8")
-    config = {key: value for key, value in make_small_config().to_diff_dict().items() if key != "model_type"}
-    config = {key: value for key, value in config.items() if key in SparseJEPAConfig.__annotations__}
+    options = {"output_dir": str(tmp_path / "run"), "max_steps": 6, "logging_steps": 6, "save_strategy": "no"}
+    options |= {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "per_device_train_batch_size": 4}
     source = str(Path(sparsejepa_hf.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(tmp_path / "train.py"), str(tmp_path / "run"), repr(config)]
+    command += [str(tmp_path / "train.py"), json.dumps(options), json.dumps(SMALL)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     for process in range(2):
         assert f"{process} of 2: The loss is nan at step 6, first at step 3 (prediction_loss nan" in done.stdout, done

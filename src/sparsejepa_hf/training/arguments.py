@@ -340,7 +340,9 @@ class SparseJEPATrainingArguments(ImageTrainingArguments):
         default=0.02, metadata={"help": "Below this standard deviation of features over images, warn of collapse."}
     )
     collapse_min_rank: float = field(default=2.0, metadata={"help": "Below this RankMe, warn of collapse."})
-    collapse_action: str = field(default="warn", metadata={"help": "What a collapse does: warn or stop."})
+    collapse_action: str = field(
+        default="warn", metadata={"help": "What an alarm of the monitors does: warn or stop."}
+    )
 
     def __post_init__(self) -> None:
         if self.lr_scheduler_kwargs is None and self.lr_scheduler_type == "cosine_with_min_lr":

@@ -50,7 +50,7 @@ POSTERIOR_COLLAPSE_ADVICE = (
 _MIN_IMAGES = 16
 # Share of the latents. Healthy runs keep most of them, and runs with ten times the λ of theirs a third.
 _MIN_LIVING = 0.1
-# Nats a latent. It begins with 0.57; healthy runs end with 2 and more.
+# Nats a latent. It begins with 0.57; healthy runs have about 1 and more.
 _MIN_KL = 0.01
 # Of targets whose variance is 1. Healthy runs stay below 1.
 _MAX_PREDICTION_LOSS = 10.0
