@@ -92,6 +92,16 @@ def test_an_interrupted_run_goes_on_in_its_folder_from_its_checkpoint(make_runs)
     assert again.checkpoint == record.checkpoint and starts(record.checkpoint) == "xxr"
 
 
+def test_a_preempted_run_counts_as_unfinished_and_the_next_start_goes_on(make_runs, hear_warnings):
+    run = Run(SPARSEJEPA, 75, {})
+    runs = make_runs()
+    (preempted,) = runs.make([run])
+    assert isinstance(preempted, PreTrainingFailed) and "is not finished; start again" in str(preempted)
+    assert runs.finished(runs.resolve(run)) is None
+    (record,) = runs.make([run])
+    assert record.last == {"rankme": 75} and starts(record.checkpoint) == "xr"
+
+
 def test_a_run_cut_off_in_its_first_checkpoint_starts_afresh(make_runs):
     run = Run(SPARSEJEPA, 3, {})
     (record,) = make_runs().make([run])
