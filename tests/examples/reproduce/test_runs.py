@@ -99,7 +99,7 @@ def test_a_preempted_run_counts_as_unfinished_and_the_next_start_goes_on(make_ru
     assert isinstance(preempted, PreTrainingFailed) and "is not finished; start again" in str(preempted)
     assert runs.finished(runs.resolve(run)) is None
     (record,) = runs.make([run])
-    assert record.last == {"rankme": 75} and starts(record.checkpoint) == "xr"
+    assert record.last == {"rankme": 75} and starts(record.checkpoint) == "xxr"
 
 
 def test_a_run_cut_off_in_its_first_checkpoint_starts_afresh(make_runs):
