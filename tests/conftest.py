@@ -181,6 +181,8 @@ def runs_in_process() -> Iterator[None]:
         try:
             with contextlib.redirect_stdout(stdout):
                 runpy.run_path(script, run_name="__main__")
+        except SystemExit as ending:
+            return subprocess.CompletedProcess(command, int(ending.code or 0))
         except Exception as error:
             stdout.write(f"{type(error).__name__}: {error}\n")
             return subprocess.CompletedProcess(command, 1)

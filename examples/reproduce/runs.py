@@ -15,6 +15,7 @@ import yaml
 from transformers.utils import logging
 
 from sparsejepa_hf.training.options import OPTION_TYPES, parse_options, resolved_options
+from sparsejepa_hf.training.preemption import PREEMPTED
 
 
 logger = logging.get_logger(__name__)
@@ -26,6 +27,7 @@ IJEPA_OPTIONS: dict[str, Any] = {"use_grouping": False}
 # Where a run writes and how it reports. Two runs that differ in these alone are the same run.
 _REPORTING = {"output_dir", "logging_dir", "run_name", "disable_tqdm", "report_to", "knn_steps", "probe"}
 _REPORTING |= {"logging_steps", "save_strategy", "save_steps", "save_total_limit", "dataloader_num_workers"}
+_REPORTING |= {"overwrite_output_dir"}
 # Without the grouping these have no effect.
 _OF_THE_GROUPING = {"sparsity_weight", "kl_weight", "latent_position", "latent_residual"}
 # Taken from the last line of the log that has them.
@@ -209,6 +211,10 @@ class Runs:
         threads = {} if self._threads is None else {"OMP_NUM_THREADS": str(self._threads)}
         with (folder / "log.txt").open("a", encoding="utf-8") as log:
             code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | threads).returncode
+        if code == PREEMPTED:
+            raise PreTrainingFailed(
+                f"it was asked to end, saved, and is not finished; start again to go on in {folder}"
+            )
         if code != 0:
             lines = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
             raise PreTrainingFailed(f"exit status {code}, see {folder / 'log.txt'}: {lines[-1] if lines else ''}")

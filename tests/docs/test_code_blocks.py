@@ -162,7 +162,7 @@ def what_is_wrong(command: list[str]) -> str | None:
         return f"no extra {wrong[0]}" if wrong else None
     return (
         None
-        if command[0] in ("git", "cd", "source", "pre-commit", "ruff", "mypy", "pytest", "tensorboard")
+        if command[0] in ("git", "cd", "source", "pre-commit", "ruff", "mypy", "pytest", "tensorboard", "trap", "wait")
         else "unknown command"
     )
 

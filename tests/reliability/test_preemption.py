@@ -23,6 +23,7 @@ from sparsejepa_hf.commands.pretrain import main
 from sparsejepa_hf.training import PREEMPTED, SparseJEPATrainer, preemption, saves_when_preempted
 
 
+SOURCE = str(Path(sparsejepa_hf.__file__).parents[1])
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
 
 
@@ -174,8 +175,7 @@ def test_a_second_request_ends_the_process_at_once(make_trainer, monkeypatch, ca
 
 
 def start(words: list[str], log: Path, *launcher: str) -> subprocess.Popen:
-    source = str(Path(sparsejepa_hf.__file__).parents[1])
-    environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "PYTHONPATH": SOURCE, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     with log.open("a") as file:
         return subprocess.Popen(
             [sys.executable, *launcher, "-m", "sparsejepa_hf", "pretrain", *words],
@@ -267,13 +267,14 @@ def test_processes_that_torchrun_restarts_save_together_and_end_equal_to_the_bit
     saving = {"max_steps": 6, "save_strategy": "steps", "save_steps": 4, "save_only_model": False}
     words = [write(tmp_path, {**options, **saving}, "run"), str(tmp_path)]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max-restarts", "2"]
-    source = str(Path(sparsejepa_hf.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": SOURCE, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [sys.executable, *launcher, str(tmp_path / "train.py"), *words],
-        env={**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        # Else a restart meets the addresses of the processes before, in the store that all starts share.
+        env={**environment, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=500,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
     assert done.stderr.count("ended after step 3 of 6: it is not finished") == 1

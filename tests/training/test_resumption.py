@@ -169,6 +169,13 @@ def test_a_damaged_record_is_refused(stopped, make_trainer):
         make_trainer(**STEPS).train(resume_from_checkpoint=checkpoint)
 
 
+def test_without_the_grouping_its_options_are_no_difference(stopped, make_trainer):
+    plain = {"config": {"use_grouping": False, "kl_weight": 0.0}}
+    trainer = make_trainer(**STEPS, config={"use_grouping": False, "kl_weight": 0.5, "num_latents": 8})
+    trainer.train(resume_from_checkpoint=stopped(**plain))
+    assert trainer.state.global_step == 6
+
+
 # ---- how a batch is cut ----
 
 

@@ -360,9 +360,9 @@ class ImageTrainer(Trainer):
         self._operations.clear()
         # No earlier: a resume that is refused changes nothing.
         if self.run_options and self.is_world_process_zero():
-            write_options(self.args.output_dir, *self.run_options, name=f"{self.card_kind}_options.yaml")
             # Of an earlier end: until the next there are none.
             Path(self.args.output_dir, f"{self.card_kind}_results.json").unlink(missing_ok=True)
+            write_options(self.args.output_dir, *self.run_options, name=f"{self.card_kind}_options.yaml")
         return super()._inner_training_loop(batch_size, *args, **kwargs)
 
     def _require_a_batch(self, batch_size: int) -> None:

@@ -55,6 +55,11 @@ _OF_THE_BATCH = {"world_size", "per_device_train_batch_size", "gradient_accumula
 # Of the model's configuration, what is no part of the architecture.
 _OF_THE_LOSS = {"sparsity_weight", "kl_weight", "loss_type", "target_normalization"}
 _OF_THE_LOSS |= {"hidden_dropout_prob", "attention_probs_dropout_prob"}
+# Without the grouping these have no effect.
+_OF_THE_GROUPING = set(
+    "sparsity_weight sparsity_mode kl_weight num_groups num_latents group_size generator_hidden_size variational "
+    "latent_position latent_residual sparsity_warmup_steps kl_warmup_steps support_steps group_learning_rate".split()
+)
 # What a resumed run could not follow: the optimizer's state, the best checkpoint so far, the start.
 _FIXED = {"optim", "optim_args", "optim_target_modules", "freeze_encoder", "engine"}
 _FIXED |= {"metric_for_best_model", "greater_is_better", "random_weights"}
@@ -197,6 +202,8 @@ def differences(was: Record, now: Record) -> dict[str, tuple[Any, Any]]:
     elif now["data"].get("train_pixels") is not None:
         # The same images in another folder.
         ignored = ignored | {"dataset"}
+    if before.get("use_grouping") is False and after.get("use_grouping") is False:
+        ignored = ignored | _OF_THE_GROUPING
     if _has_equal_batches(before, after):
         ignored = ignored | _OF_THE_BATCH
     return {name: pair for name, pair in found.items() if name not in ignored}

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 
-# Writes what a run writes, at once: its options, one checkpoint's worth of logs, its results. Seed 13 fails.
+# Writes what a run writes, at once: its options, one checkpoint's worth of logs, its results. Seed 13 fails, and
+# seed 75 is asked to end once.
 FAKE = """
 import json, pathlib
 from sparsejepa_hf.training.options import OPTION_TYPES, parse_options, write_options
@@ -17,6 +18,11 @@ with (folder / "starts").open("a") as starts:
 write_options(str(folder), *options)
 if options[2].seed == 13:
     raise RuntimeError("thirteen is unlucky")
+if options[2].seed == 75 and not options[2].resume_from_checkpoint:
+    (folder / "checkpoint-1").mkdir()
+    (folder / "checkpoint-1" / "trainer_state.json").write_text("{}")
+    (folder / "checkpoint-1" / "model.safetensors").touch()
+    raise SystemExit(75)
 epochs = options[2].num_train_epochs
 state = {"epoch": epochs, "num_train_epochs": epochs, "max_steps": 4}
 state["log_history"] = [{"rankme": 1.0}, {"loss": 0.5, "rankme": options[2].seed, "images_per_second": 64.0}]

@@ -89,6 +89,16 @@ def test_an_interrupted_run_goes_on_in_its_folder_if_it_can(make_runs):
     assert again.checkpoint == record.checkpoint and starts(record.checkpoint) == "auto auto "
 
 
+def test_a_preempted_run_counts_as_unfinished_and_the_next_start_goes_on(make_runs, hear_warnings):
+    run = Run(SPARSEJEPA, 75, {})
+    runs = make_runs()
+    (preempted,) = runs.make([run])
+    assert isinstance(preempted, PreTrainingFailed) and "is not finished; start again" in str(preempted)
+    assert runs.finished(runs.resolve(run)) is None
+    (record,) = runs.make([run])
+    assert record.last == {"rankme": 75} and starts(record.checkpoint) == "auto auto "
+
+
 def test_a_run_has_the_monitor_that_it_asks_for_and_none_else(make_runs):
     asking = Run("asking", 3, {"knn_steps": 5, "eval_split": "test"})
     records = make_runs().make([asking, Run("silent", 3, {})])
