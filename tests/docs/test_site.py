@@ -60,7 +60,8 @@ def test_results_say_where_they_come_from(path):
         assert {"torch", "transformers"} <= set(origin["versions"])
     # Weights that were explained are named by their digest.
     assert all(re.fullmatch(r"[0-9a-f]{64}", explanation["fingerprint"]) for explanation in explained)
-    assert all("seed" in run.get("options", run) for run in runs or [record])
+    # What is calculated draws nothing at random.
+    assert "assumed" in record or all("seed" in run.get("options", run) for run in runs or [record])
 
 
 def test_the_latest_changes_are_those_of_this_version():
