@@ -170,6 +170,7 @@ def main(argv: list[str] | None = None) -> None:
     counted = count(SparseJEPAConfig.from_preset(options.preset))
     assumed = {k: v for k, v in vars(options).items() if k not in ("results_dir", "write")}
     record = {
+        "benchmark": "cluster",
         **provenance(),
         "assumed": assumed,
         "counted": counted,

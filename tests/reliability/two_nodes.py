@@ -7,6 +7,7 @@ It needs Linux and the right to make namespaces. A node is a namespace with an a
 launcher in each starts one process. The folder is shared, as between machines of a cluster.
 """
 
+import argparse
 import contextlib
 import os
 import signal
@@ -113,5 +114,6 @@ def compare(folder: Path) -> dict[str, object]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     with tempfile.TemporaryDirectory() as name:
         print(compare(Path(name)))

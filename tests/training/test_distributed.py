@@ -65,12 +65,13 @@ for run in json.load(open(sys.argv[1])):
     except NonFiniteLossError as raised:
         error = str(raised)
     result = {"error": error, "logs": trainer.state.log_history, "processes": trainer.args.world_size}
+    # An evaluation leaves some shards gathered.
     result["shards"] = [hasattr(p, "full_tensor") for p in trainer.model.parameters()]
+    weights = {name: full_tensor(p.detach()) for name, p in trainer.model.named_parameters()}
     if not error:
         metrics = trainer.evaluate()
         result["eval_loss"] = metrics["eval_loss"]
         result["eval_knn_accuracy"] = gather_object([metrics.get("eval_knn_accuracy")])
-    weights = {name: full_tensor(p.detach()) for name, p in trainer.model.named_parameters()}
     if trainer.is_world_process_zero():
         torch.save({"weights": weights, "result": json.dumps(result)}, run["out"])
 trainer.accelerator.wait_for_everyone()

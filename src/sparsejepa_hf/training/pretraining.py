@@ -233,8 +233,9 @@ class SparseJEPATrainer(ImageTrainer):
         def start_average(optimizer: Optimizer, *_: Any) -> None:
             start_average_(optimizer, group_weight)
 
-        # Accelerate wraps the optimizer.
-        hook = self.optimizer.optimizer.register_step_post_hook(start_average)
+        # Accelerate wraps the optimizer that torch steps.
+        optimizer: Any = self.optimizer
+        hook = optimizer.optimizer.register_step_post_hook(start_average)
         try:
             super()._load_optimizer_and_scheduler(checkpoint)
         finally:

@@ -118,9 +118,7 @@ def set_up_sharding(accelerator: Accelerator, plugin_options: dict[str, Any] | N
     policy = fsdp.mixed_precision_policy
     if policy is not None:
         # Accelerate's would sum gradients, and hand out the loss, in the precision of the products.
-        fsdp.mixed_precision_policy = dataclasses.replace(
-            policy, reduce_dtype=torch.float32, output_dtype=torch.float32
-        )
+        fsdp.mixed_precision_policy = dataclasses.replace(policy, reduce_dtype=torch.float32, output_dtype=None)
     # Accelerate shards the patch projection by itself, and would shard it twice inside a class named by the model.
     fsdp.transformer_cls_names_to_wrap = fsdp.transformer_cls_names_to_wrap or [SparseJEPALayer.__name__]
 
