@@ -2,6 +2,7 @@
 """Torch data sets: pixels, labels, damaged images, caching and streaming."""
 
 import io
+import itertools
 import pickle
 import warnings
 
@@ -335,6 +336,31 @@ class TestStreaming:
         loader = DataLoader(stream_of(40, shards=4), batch_size=5, num_workers=2, collate_fn=collate_images)
         seen = [level(image) for batch in loader for image in batch["pixel_values"]]
         assert sorted(seen) == list(range(40))
+
+    @pytest.mark.parametrize("kind", ["lazy", "stream", "repeated stream"])
+    def test_bad_images_of_all_workers_are_counted(self, kind):
+        bad = range(3, 240, 20)
+
+        def build(fraction):
+            if kind == "lazy":
+                return ImageDataset(table(240, bad), 4, cache=False, max_bad_fraction=fraction)
+            return stream_of(240, bad, 4, repeat=kind != "stream", max_bad_fraction=fraction)
+
+        data = build(0.2)
+        loader = DataLoader(data, batch_size=8, num_workers=2, collate_fn=collate_images)
+        count = sum(
+            len(batch["pixel_values"]) for batch in itertools.islice(loader, 60 if "repeated" in kind else None)
+        )
+        if "repeated" in kind:
+            # Two epochs and some, and what workers had read ahead.
+            assert 24 <= data.num_bad <= 30 and count == 480
+        else:
+            assert data.num_bad == len(bad) and count == (240 if kind == "lazy" else 240 - len(bad))
+        # No worker alone sees a hundred images.
+        small = build(0.02)
+        loader = DataLoader(Subset(small, range(160)) if kind == "lazy" else small, 8, num_workers=2)
+        with pytest.raises(TooManyBadImagesError, match=r"of the 1\d\d images seen"):
+            list(itertools.islice(loader, 20))
 
     def test_pil_images_from_a_generator(self):
         def generate():

@@ -1,13 +1,19 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """Every kind of source leads to the same columns and the same pixels."""
 
+import contextlib
+import functools
+import http.server
 import io
 import json
 import os
 import tarfile
+import threading
+import zipfile
 from pathlib import Path
 
 import datasets
+import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -85,6 +91,21 @@ class TestFoldersOfEveryKind:
             (tmp_path / "mine" / name).write_text("")
         assert len(load(tmp_path / "mine")) == 1
         assert "3 of the 4 files" in said[0] and ".heic: 2, .txt: 1" in said[0]
+
+    def test_what_is_found_and_loaded_is_said(self, tmp_path, load, monkeypatch):
+        said = []
+        monkeypatch.setattr(loading.logger, "info", said.append)
+        monkeypatch.setattr(loading.logger, "warning", said.append)
+        write_images(tmp_path / "mine" / "train" / "cat", range(3))
+        write_images(tmp_path / "mine" / "train" / "dog", range(2))
+        load(tmp_path / "mine")
+        assert said == [f"{str(tmp_path / 'mine')!r}, split 'train': 5 images in 2 classes."]
+        (tmp_path / "mine" / ".DS_Store").write_text("")
+        (tmp_path / "mine" / "metadata.csv").write_text("file_name,label\n")
+        (tmp_path / "mine" / "train" / "cat" / "metadata.csv").write_text("file_name,label\n0.png,1\n")
+        load(tmp_path / "mine")
+        assert "1 files or folders" in said[1] and "1 of the 7 files" in said[2] and "mine/metadata.csv" in said[2]
+        assert "4 of the 5 images" in said[3] and "1 images" in said[4]
 
     def test_a_folder_that_cannot_be_read_is_named(self, tmp_path, load, monkeypatch):
         write_images(tmp_path / "mine" / "locked", [1])
@@ -473,3 +494,245 @@ class TestAlignedClasses:
             align_classes(test, train, ("held-out", "mine"))
         with pytest.raises(ValueError, match="class names in one and numbers in the other"):
             align_classes(table(range(2), label=[0, 1]), train)
+
+    @pytest.mark.parametrize("kind", [ClassLabel(names=list("abcdef")), Value("int64")])
+    def test_a_split_that_is_cut_from_ordered_classes(self, kind, monkeypatch):
+        said = []
+        monkeypatch.setattr(loading.logger, "warning", said.append)
+        both = table(range(12), label=[i // 2 for i in range(12)]).cast_column("label", kind)
+        with pytest.raises(
+            ValueError, match=r"2 classes \((e, f|4, 5)\) and train of 4 \(.*\.\.\.\), and none is in common"
+        ):
+            align_classes(both.select(range(8, 12)), both.select(range(8)))
+        assert not said
+        align_classes(both.select(range(7, 12)), both.select(range(8)))
+        assert "2 of the 3 classes, 4 of the 5 images" in said[0]
+        align_classes(both, both)
+        assert len(said) == 1
+
+
+def tar_bytes(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, files: dict[str, bytes]) -> None:
+    path.write_bytes(tar_bytes(files))
+
+
+@contextlib.contextmanager
+def served(folder: Path):
+    """The address of a server of this machine for a folder, and the requests that reach it."""
+    asked = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            asked.append(arguments)
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", asked
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def in_format(level: int, format: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4), (level, 0, 0)).save(
+        buffer, format=format, **({"lossless": True} if format == "WEBP" else {})
+    )
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+class TestWebDatasetsOfSeveralFormats:
+    def test_no_format_is_lost_wherever_it_begins(self, tmp_path, load, streaming):
+        write_tar(tmp_path / "train-0.tar", {f"{i:03}.png": png(i) for i in range(10)})
+        others = {
+            f"{i:03}.{'PNG' if i % 2 else 'webp'}": in_format(i, "PNG" if i % 2 else "WEBP") for i in range(10, 20)
+        }
+        write_tar(tmp_path / "train-1.tar", others)
+        write_tar(
+            tmp_path / "train-2.tar", {"020.tiff": in_format(20, "TIFF"), "021.png": png(21), "021.txt": b"\xff"}
+        )
+        dataset = load(tmp_path, streaming=streaming)
+        assert list(dataset.features) == ["image"] and levels_of(dataset) == list(range(22))
+
+    def test_labels_stay_what_they_are(self, tmp_path, load, streaming):
+        parts = {"0.png": png(1), "0.cls": b"4", "1.webp": in_format(2, "WEBP"), "1.cls": b" 0\n", "2.png": png(3)}
+        write_tar(tmp_path / "a.tar", parts)
+        assert [row["label"] for row in load(tmp_path / "a.tar", streaming=streaming)] == [4, 0, None]
+        write_tar(
+            tmp_path / "b.tar",
+            {"0.png": png(1), "0.json": b'{"label": 7, "url": "x"}', "1.png": png(2), "1.json": b"{"},
+        )
+        assert [row["label"] for row in load(tmp_path / "b.tar", streaming=streaming)] == [7, None]
+        write_tar(tmp_path / "c.tar", {"0.png": png(1), "0.cls": b"cat", "1.png": png(2), "1.cls": b"ant"})
+        dataset = load(tmp_path / "c.tar", streaming=streaming)
+        assert ("label" in dataset.features) is not streaming
+        assert streaming or [dataset.features["label"].names[row["label"]] for row in dataset] == ["cat", "ant"]
+
+    def test_several_images_of_a_sample(self, tmp_path, load, streaming):
+        write_tar(tmp_path / "a.tar", {"0.png": png(1), "0.mask.png": png(9), "1.jpg": in_format(0, "JPEG")})
+        rows = list(load(tmp_path / "a.tar", streaming=streaming, extra_columns=["mask.png"]))
+        assert [row["mask.png"] and row["mask.png"].getpixel((0, 0))[0] for row in rows] == [9, None]
+        write_tar(tmp_path / "b.tar", {"0.png": png(1), "0.webp": in_format(2, "WEBP")})
+        with pytest.raises(ValueError, match=r"The sample '0' of .*b\.tar' holds 2 images \(png, webp\)"):
+            list(load(tmp_path / "b.tar", streaming=streaming))
+        assert levels_of(load(tmp_path / "b.tar", streaming=streaming, image_column="webp")) == [2]
+
+    def test_an_archive_without_images(self, tmp_path, load, streaming):
+        write_tar(tmp_path / "a.tar", {"0.txt": b"x", "0.cls": b"1"})
+        with pytest.raises(ValueError, match=r"No image is among the first 1 samples of .*a.tar.*0\.txt, 0\.cls"):
+            load(tmp_path / "a.tar", streaming=streaming)
+
+
+class TestBraceListsAndAddresses:
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_local_brace_lists(self, tmp_path, load, streaming):
+        for i in range(12):
+            write_tar(tmp_path / f"train-{i:03}.tar", {f"{i}.png": png(i)})
+        for pattern, expected in (
+            ("train-{000..011}.tar", list(range(12))),
+            ("train-{009..011}.tar", [9, 10, 11]),
+            ("train-00{3,1}.tar", [3, 1]),
+            ("train-0{00..01}*.tar", [0, 1]),
+            ("t{rain,est}-0{0,1}0.tar", None),
+        ):
+            if expected is None:
+                with pytest.raises(FileNotFoundError, match="'.*test-000.tar' of its list"):
+                    load(str(tmp_path / pattern), streaming=streaming)
+            else:
+                assert levels_of(load(str(tmp_path / pattern), streaming=streaming)) == expected
+
+    def test_a_name_with_braces_that_exists_is_a_name(self, tmp_path, load):
+        write_images(tmp_path / "a{1,2}", [5])
+        assert levels_of(load(str(tmp_path / "a{1,2}"))) == [5]
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_a_server_and_what_it_does_not_have(self, tmp_path, load, monkeypatch, streaming):
+        # Of this machine: nothing leaves it.
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+        write_tar(tmp_path / "train-00.tar", {f"{i}.png": png(i) for i in range(3)})
+        write_tar(tmp_path / "train-01.tar", {"3.webp": in_format(3, "WEBP")})
+        table([7, 8], label=[0, 1]).to_parquet(tmp_path / "x.parquet")
+        with served(tmp_path) as (base, asked):
+            assert levels_of(load(f"{base}/train-{{00..01}}.tar", streaming=streaming)) == [0, 1, 2, 3]
+            assert levels_of(load(f"{base}/x.parquet", "test", streaming=streaming)) == [7, 8]
+            with pytest.raises(FileNotFoundError, match="no.tar' was not found, or not reached"):
+                load(f"{base}/no.tar", streaming=streaming)
+            count = len(asked)
+            with pytest.raises(ValueError, match="No data set can be read at the address .*name their files"):
+                load(f"{base}/folder", streaming=streaming)
+            with pytest.raises(ValueError, match="a protocol that fsspec knows"):
+                load("odd://bucket/train.tar", streaming=streaming)
+            assert len(asked) == count
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_any_file_system_of_fsspec(self, load, monkeypatch, streaming):
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+        memory = fsspec.filesystem("memory")
+        memory.pipe("/brace/0.tar", tar_bytes({"0.png": png(4)}))
+        assert levels_of(load("memory://brace/{0..0}.tar", streaming=streaming)) == [4]
+
+    def test_a_repository_by_its_address(self, load, monkeypatch):
+        asked = []
+        monkeypatch.setattr(loading, "load_dataset", lambda name, *args, **options: asked.append(name) or table([1]))
+        assert levels_of(load("hf://datasets/someone/something")) == [1] and asked == ["someone/something"]
+
+
+class TestWhatRowsName:
+    """Rows are data: they choose neither what is opened nor what is fetched."""
+
+    @pytest.fixture
+    def read(self, load):
+        def call(source, streaming=False, **options):
+            images = build_image_dataset(
+                load(source, streaming=streaming, **options), 4, max_bad_fraction=1.0, shuffle_buffer_size=0
+            )
+            return [int(example["pixel_values"][0, 0, 0]) for example in (images if streaming else list(images))]
+
+        return call
+
+    def rows(self, *images) -> Dataset:
+        struct = [image if isinstance(image, dict) else {"bytes": None, "path": str(image)} for image in images]
+        features = Features({"image": {"bytes": Value("binary"), "path": Value("string")}})
+        return Dataset.from_dict({"image": struct}, features=features).cast_column("image", datasets.Image())
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_files_given_by_name_open_nothing_else(self, tmp_path, read, streaming, monkeypatch):
+        write_images(tmp_path / "own" / "images", [1])
+        write_images(tmp_path / "private", [2])
+        os.mkfifo(tmp_path / "own" / "pipe.png")
+        rows = self.rows(
+            {"bytes": png(9), "path": "anything.png"},
+            tmp_path / "own" / "images" / "1.png",
+            tmp_path / "private" / "2.png",
+            tmp_path / "own" / ".." / "private" / "2.png",
+            "/etc/passwd",
+            "/dev/zero",
+            tmp_path / "own" / "pipe.png",
+            f"zip://pipe.png::{tmp_path / 'own' / 'pipe.png'}",
+            "http://127.0.0.1:9/a.png",
+            f"file://{tmp_path / 'private' / '2.png'}",
+            f"reference::{tmp_path / 'own' / 'images' / '1.png'}",
+        )
+        rows.info.features["image"].id = '"any"'
+        table_of_rows = rows.cast_column("image", datasets.Image(decode=False, id='"any"')).data.table
+        (tmp_path / "own" / "data").mkdir()
+        pq.write_table(table_of_rows, tmp_path / "own" / "data" / "train.parquet")
+        for source in (tmp_path / "own" / "data", tmp_path / "own" / "data" / "train.parquet"):
+            with pytest.warns(UserWarning, match="its row names a file outside the data set's folder"):
+                assert read(source, streaming) == [9]
+        (tmp_path / "own" / "images").rename(tmp_path / "own" / "data" / "images")
+        inside = self.rows(tmp_path / "own" / "data" / "images" / "1.png").cast_column(
+            "image", datasets.Image(decode=False)
+        )
+        pq.write_table(inside.data.table, tmp_path / "own" / "data" / "train.parquet")
+        assert read(tmp_path / "own" / "data" / "train.parquet", streaming) == [1]
+
+    def test_nothing_is_fetched_unless_asked_for(self, tmp_path, read):
+        write_images(tmp_path, [3])
+        with served(tmp_path) as (base, asked):
+            rows = self.rows({"bytes": png(9), "path": None}, f"{base}/3.png")
+            strings = Dataset.from_dict({"image": [f"{base}/3.png"] * 2}).cast_column("image", datasets.Image())
+            with pytest.warns(UserWarning, match="an address, and nothing is fetched for a row.*trust_paths"):
+                assert read(rows) == [9] == read(rows.to_iterable_dataset(), streaming=True)
+            with pytest.raises(ValueError, match="2 of the 2 images seen"):
+                build_image_dataset(strings, 4)
+            assert not asked
+            assert read(rows, trust_paths=True) == [9, 3] == read(rows.to_iterable_dataset(), True, trust_paths=True)
+            assert sum("GET" in request[1] for request in asked) == 2
+
+    def test_a_data_set_of_ones_own_names_files_anywhere(self, tmp_path, read):
+        write_images(tmp_path / "a", [1, 2])
+        with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+            archive.writestr("4.png", png(4))
+        mine = self.rows(tmp_path / "a" / "1.png", tmp_path / "a" / "2.png", f"zip://4.png::{tmp_path / 'b.zip'}")
+        assert read(mine) == [1, 2, 4] == read(mine.to_iterable_dataset(), streaming=True)
+        paths = Dataset.from_dict({"image": [str(tmp_path / "a" / "1.png")]}).cast_column("image", datasets.Image())
+        paths.save_to_disk(tmp_path / "saved")
+        assert read(paths) == [1] == read(tmp_path / "saved")
+
+    def test_the_rule_outlives_what_is_done_to_the_data_set(self, tmp_path, load):
+        write_images(tmp_path / "private", [2])
+        (tmp_path / "own").mkdir()
+        rows = self.rows(tmp_path / "private" / "2.png", {"bytes": png(9), "path": None})
+        raw = rows.cast_column("image", datasets.Image(decode=False))
+        pq.write_table(raw.data.table, tmp_path / "own" / "train.parquet")
+        dataset = (
+            load(tmp_path / "own").shuffle(seed=0).select([0, 1]).cast_column("image", datasets.Image(decode=False))
+        )
+        # A cast to a new feature takes the rule off, as a caller may.
+        assert len(build_image_dataset(dataset, 4, max_bad_fraction=1.0)) == 2
+        kept = load(tmp_path / "own").shuffle(seed=0).select([0, 1])
+        assert len(build_image_dataset(kept, 4, max_bad_fraction=1.0)) == 1

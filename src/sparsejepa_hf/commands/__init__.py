@@ -3,6 +3,8 @@
 
 import difflib
 import importlib
+import logging
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -33,12 +35,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         hint = f"Did you mean {close[0]!r}?" if close else f"Expected one of {', '.join(COMMANDS)}."
         raise SystemExit(f"sparsejepa has no command {name!r}. {hint}")
     else:
+        _show_information()
         try:
             importlib.import_module(f".{name}", __name__).main(rest)
         except (ArithmeticError, ImportError, OSError, ValueError) as error:
             if not _is_said_here(error):
                 raise
             raise SystemExit(f"sparsejepa {name}: {error}") from error
+
+
+def _show_information() -> None:
+    """Shows what the package logs as information, such as how many images it found; once, of several processes."""
+    logging.basicConfig(format="%(message)s")
+    if os.environ.get("RANK", "0") == "0":
+        logging.getLogger(__name__.partition(".")[0]).setLevel(logging.INFO)
 
 
 def _is_said_here(error: Exception) -> bool:

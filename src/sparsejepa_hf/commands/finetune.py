@@ -21,6 +21,7 @@ from ..records import provenance
 from ..training import (
     FINE_TUNING_OPTION_TYPES,
     FineTuningTrainer,
+    count_undecodable,
     image_processor,
     load_classifier,
     load_finetuning_data,
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
     output = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     trainer.save_run()
-    parts = [part for part in (data.train, data.validation, data.test) if part is not None]
+    parts = (data.train, data.validation, data.test)
     results = {
         "output_dir": training_args.output_dir,
         "model_name_or_path": checkpoint,
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "num_train_examples": len(data.train),
         "num_validation_examples": 0 if data.validation is None else len(data.validation),
         "num_test_examples": len(data.test),
-        "num_undecodable": sum(part.num_bad for part in parts),
+        "num_undecodable": count_undecodable(trainer.accelerator, *parts),
         "validation": None if data.validation is None else trainer.measure(data.validation),
         "test": trainer.measure(data.test),
         "provenance": origin,

@@ -26,6 +26,7 @@ from ..training import (
     OPTION_TYPES,
     SparseJEPATrainer,
     compare_features,
+    count_undecodable,
     image_processor,
     load_pretraining_data,
     parse_options,
@@ -83,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     results = {
         "output_dir": training_args.output_dir,
         "num_train_examples": len(data.train) if hasattr(data.train, "__len__") else None,
-        "num_undecodable": data.train.num_bad,
+        "num_undecodable": count_undecodable(trainer.accelerator, data.train, data.heldout),
         "train_metrics": output.metrics,
         "num_processes": training_args.world_size,
         "provenance": origin,
@@ -110,6 +111,8 @@ def _is_statistic(word: str) -> bool:
 def report(results: dict[str, Any]) -> None:
     """Prints where the checkpoint is and what pre-training was worth."""
     print(f"\nCheckpoint: {results['output_dir']}  (AutoModel.from_pretrained(..., trust_remote_code=True) loads it)")
+    if results.get("num_undecodable"):
+        print(f"Images that could not be decoded were met {results['num_undecodable']} times, and skipped.")
     comparison = results.get("comparison", {})
     if "trained" in comparison:
         print(f"{'Top-1 on held-out images':<26}{'kNN':>8}{'linear':>9}")

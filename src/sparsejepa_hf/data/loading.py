@@ -28,7 +28,9 @@ from datasets import (
     load_dataset,
     load_from_disk,
 )
+from datasets.exceptions import DatasetGenerationError
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from fsspec import available_protocols  # type: ignore[import-untyped]
 from huggingface_hub.constants import HF_HUB_CACHE
 from transformers.utils import logging
 
@@ -129,6 +131,8 @@ def load_image_dataset(
         dataset = dataset.to_iterable_dataset()
     image = partial(image_feature, roots, trust_paths)
     dataset = _select_columns(dataset, image_column, label_column, extra_columns, image)
+    if isinstance(source, (str, Path)) and isinstance(dataset, Dataset):
+        _tell_loaded(source, split, dataset)
     if max_examples is None:
         return dataset
     if isinstance(dataset, IterableDataset):
@@ -190,8 +194,15 @@ def align_classes(dataset: Dataset, reference: Dataset, names: tuple[str, str] =
         names: what the two are called in messages.
 
     Raises:
-        ValueError: `dataset` has a class that `reference` lacks, or one of the two has no names of classes.
+        ValueError: `dataset` has a class that `reference` lacks, one of the two has no names of classes, or no class
+            has images in both. Where some classes have, a warning counts the others.
     """
+    dataset = _with_numbers_of(dataset, reference, names)
+    _require_common_classes(dataset, reference, names)
+    return dataset
+
+
+def _with_numbers_of(dataset: Dataset, reference: Dataset, names: tuple[str, str]) -> Dataset:
     own, other = dataset.features["label"], reference.features["label"]
     if isinstance(own, ClassLabel) != isinstance(other, ClassLabel):
         raise ValueError(
@@ -200,7 +211,7 @@ def align_classes(dataset: Dataset, reference: Dataset, names: tuple[str, str] =
         )
     if not isinstance(own, ClassLabel) or own.names == other.names:
         return dataset
-    column = dataset.select_columns("label").with_format("arrow")[:]["label"].to_pylist()
+    column = _labels(dataset)
     # None and -1 stand for no label.
     found = {own.names[label] for label in column if label is not None and label >= 0}
     unseen = sorted(found - set(other.names))
@@ -214,6 +225,37 @@ def align_classes(dataset: Dataset, reference: Dataset, names: tuple[str, str] =
     labels = [label if label is None or label < 0 else numbers[label] for label in column]
     # By column, so that images are neither decoded nor written anew.
     return dataset.remove_columns("label").add_column("label", labels, feature=other)
+
+
+def _require_common_classes(dataset: Dataset, reference: Dataset, names: tuple[str, str]) -> None:
+    """A split that is cut from images in the order of their classes may have none of the other's."""
+    labels, known = (
+        Counter(label for label in _labels(part) if label is not None and label >= 0) for part in (dataset, reference)
+    )
+    absent = sorted(set(labels) - set(known))
+    if not absent or not known:
+        return
+
+    def listed(classes: Iterable[int]) -> str:
+        feature = reference.features["label"]
+        shown = [feature.names[c] if isinstance(feature, ClassLabel) else str(c) for c in sorted(classes)]
+        return ", ".join(shown[:3]) + (", ..." if len(shown) > 3 else "")
+
+    if len(absent) < len(labels):
+        logger.warning(
+            f"{names[0]}: {len(absent)} of the {len(labels)} classes, {sum(labels[c] for c in absent)} of the "
+            f"{labels.total()} images, are of classes that {names[1]} has no image of ({listed(absent)})."
+        )
+        return
+    raise ValueError(
+        f"{names[0]} has images of {len(labels)} classes ({listed(labels)}) and {names[1]} of {len(known)} "
+        f"({listed(known)}), and none is in common; expected the same classes in both. Where images lie in the "
+        "order of their classes, shuffle them before they are cut into splits."
+    )
+
+
+def _labels(dataset: Dataset) -> list[int | None]:
+    return dataset.select_columns("label").with_format("arrow")[:]["label"].to_pylist()
 
 
 class _Options(NamedTuple):
@@ -235,7 +277,7 @@ def _load(
     """The data set, and below which folders its rows may name files; None: anywhere on disk."""
     path = Path(source).expanduser() if isinstance(source, (str, Path)) else None
     style = SCENE_STYLES.get(str(source))
-    is_address = "://" in str(source)
+    is_address = isinstance(source, str) and "://" in source
     is_glob = path is not None and (glob.has_magic(str(path)) or bool(_BRACES.search(str(path))))
     if name is not None and (path is None or style or is_address or is_glob or path.exists()):
         raise ValueError(
@@ -281,11 +323,14 @@ def _load_folder(folder: Path, split: str, options: _Options) -> AnyDataset:
         if not json.loads((saved / "state.json").read_text(encoding="utf-8"))["_data_files"]:
             raise ValueError(f"The saved data set {str(saved)!r} is empty; expected at least one example.")
         return load_from_disk(str(saved))
-    return _load_files(_files_below(folder), folder, split, options, is_folder=True)
+    files, num_hidden = _files_below(folder)
+    if num_hidden:
+        logger.info(f"{num_hidden} files or folders in {str(folder)!r} are hidden by a dot in front, and left out.")
+    return _load_files(files, folder, split, options, is_folder=True)
 
 
-def _files_below(folder: Path) -> list[Path]:
-    """All files of a folder, through links to folders too; what begins with a dot is hidden.
+def _files_below(folder: Path) -> tuple[list[Path], int]:
+    """All files of a folder, through links to folders too, and how many files and folders a dot in front hides.
 
     Raises:
         PermissionError: a folder cannot be read.
@@ -297,15 +342,16 @@ def _files_below(folder: Path) -> list[Path]:
             "read permission, or move it out of the data set."
         ) from error
 
-    files = []
+    files, num_hidden = [], 0
     for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         above = [Path(place).resolve(), *Path(place).resolve().parents]
+        num_hidden += sum(name.startswith(".") for name in (*folders, *names))
         # A link to a folder above itself would never end.
         folders[:] = sorted(
             name for name in folders if not name.startswith(".") and Path(place, name).resolve() not in above
         )
         files += [Path(place, name) for name in names if not name.startswith(".")]
-    return sorted(files)
+    return sorted(files), num_hidden
 
 
 def _expand_braces(pattern: str) -> list[str]:
@@ -345,12 +391,13 @@ def _load_address(source: str, split: str, options: _Options) -> tuple[AnyDatase
         return _load_from_hub(repository[1], split, None, options)
     addresses = _expand_braces(source)
     names = [Path(address.partition("?")[0].partition("://")[2]) for address in addresses]
-    kinds = sorted({_BUILDER_OF_SUFFIX.get(name.suffix.lower(), "another format") for name in names})
-    if len(kinds) > 1 or kinds[0] == "another format":
+    kinds = {_BUILDER_OF_SUFFIX.get(name.suffix.lower()) for name in names}
+    builder = kinds.pop()
+    if kinds or builder is None or source.partition("://")[0] not in available_protocols():
         raise ValueError(
-            f"The address {source!r} leads to files for {' and '.join(kinds)}; expected files of one of "
-            ".parquet, .arrow, .tar or an image format, such as https://host/train-{000..012}.tar. A folder cannot be "
-            "listed by its address: name the files, or download the folder."
+            f"No data set can be read at the address {source!r}; expected files of one format (.parquet, .arrow, .tar "
+            "or images), such as https://host/train-{000..012}.tar, and a protocol that fsspec knows. Folders are not "
+            "listed over the network: name their files, or download them."
         )
     by_split: dict[str, list[str]] = {}
     for address, name in zip(addresses, names, strict=True):
@@ -360,12 +407,15 @@ def _load_address(source: str, split: str, options: _Options) -> tuple[AnyDatase
         by_split = {base: next(iter(by_split.values()))}
     chosen = _pick_split(base, by_split, repr(source))
     try:
-        dataset = _read(kinds[0], chosen, by_split[chosen], split.replace(base, chosen, 1), options)
+        dataset = _read(builder, chosen, by_split[chosen], split.replace(base, chosen, 1), options)
     except ImportError as error:
-        raise ImportError(f"The address {source!r} needs a package that is not installed: {error}.") from error
+        raise ImportError(f"To read {source!r}, a package is missing: {error}.") from error
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"No file was found at {source!r} ({error}). Check the address.") from error
-    except (OSError, TimeoutError) as error:
+        raise FileNotFoundError(f"{source!r} was not found, or not reached ({error}). Check the address.") from error
+    except ValueError:
+        raise
+    except Exception as error:
+        # Each protocol has errors of its own.
         raise ConnectionError(
             f"{source!r} could not be read ({type(error).__name__}: {error}). Check the address and the connection, "
             "or give a local path."
@@ -393,7 +443,10 @@ def _load_files(files: list[Path], root: Path, split: str, options: _Options, is
     if not is_folder and len(by_split) == 1:
         by_split = {base: next(iter(by_split.values()))}
     chosen = _pick_split(base, by_split, f"{str(root)!r}")
-    return _read(kinds[0], chosen, by_split[chosen], f"{chosen}{bracket}{slicing}", options)
+    dataset = _read(kinds[0], chosen, by_split[chosen], f"{chosen}{bracket}{slicing}", options)
+    if kinds[0] == "imagefolder" and not slicing and isinstance(dataset, Dataset):
+        _tell_unlisted(files, by_split[chosen], len(dataset), root)
+    return dataset
 
 
 def _read(builder: str, name: str, files: list[str], split: str, options: _Options) -> AnyDataset:
@@ -407,13 +460,37 @@ def _read(builder: str, name: str, files: list[str], split: str, options: _Optio
         return load_dataset(builder, data_files={name: files}, split=split, **options.of_datasets)
     if options.streaming:
         return reader.as_streaming_dataset(split=split)
-    reader.download_and_prepare()
+    try:
+        reader.download_and_prepare()
+    except DatasetGenerationError as error:
+        # It does not say why; its cause does.
+        raise error.__cause__ if isinstance(error.__cause__, ValueError) else error from None
     return reader.as_dataset(split=split)
 
 
+def _tell_loaded(source: str | Path, split: str, dataset: Dataset) -> None:
+    label = dataset.features.get("label")
+    classes = f" in {len(label.names)} classes" if isinstance(label, ClassLabel) else "" if label else ", unlabelled"
+    logger.info(f"{str(source)!r}, split {split!r}: {len(dataset)} images{classes}.")
+
+
+def _tell_unlisted(files: list[Path], patterns: list[str], count: int, root: Path) -> None:
+    """Beside a metadata file, `datasets` takes the images that it lists and no others."""
+    folders = {Path(pattern).parent for pattern in patterns}
+    images = [p for p in files if p.suffix.lower() in ImageFolder.EXTENSIONS]
+    found = sum(glob.escape(str(p.parent.absolute())) in map(str, folders) for p in images)
+    if count < found:
+        logger.warning(
+            f"{found - count} of the {found} images in {str(root)!r} are left out, since the metadata file there does "
+            "not list them. Add them, or take the metadata file away."
+        )
+
+
 def _tell_left_out(files: list[Path], builder: str, root: Path) -> None:
-    others = [p for p in files if _BUILDER_OF_SUFFIX.get(p.suffix.lower()) != builder]
-    others = [p for p in others if p.name not in _METADATA_NAMES]
+    used = {path.parent for path in files if _BUILDER_OF_SUFFIX.get(path.suffix.lower()) == builder}
+    others = [path for path in files if _BUILDER_OF_SUFFIX.get(path.suffix.lower()) != builder]
+    # A metadata file is read where it lies beside images.
+    others = [path for path in others if not (path.name in _METADATA_NAMES and path.parent in used)]
     if others:
         kinds = Counter(path.suffix.lower() or "no suffix" for path in others)
         counts = ", ".join(f"{kind}: {count}" for kind, count in kinds.most_common(5))

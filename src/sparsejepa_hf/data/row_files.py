@@ -12,22 +12,26 @@ import datasets
 from .images import UndecodableImageError, open_file
 
 
-# A rule travels with the data set, through select, shuffle and cast, as the id of its image feature.
-_ANY = "any file or address"
-# Files of an archive that is a file itself.
-_INSIDE = ("zip", "tar", "gzip", "bz2", "xz", "zstd", "lz4")
+# Rules made by this process. One travels with its data set, through select, shuffle and cast, as the id of the image
+# feature; a file may hold an id too, which counts for nothing.
+_made_here: set[str] = set()
+_ANY = json.dumps("any")
+# Archives that are files themselves.
+_ARCHIVES = ("zip", "tar", "gzip", "bz2", "xz", "zstd", "lz4")
 
 
 def image_feature(roots: Sequence[str] | None, trusts_paths: bool = False, decode: bool = True) -> datasets.Image:
     """The feature of an image column, with the rule of what its rows may name.
 
     Args:
-        roots: folders and addresses of folders that the files lie below; None where the caller made the rows, which
+        roots: folders, on disk or of addresses, that the files lie below; None where the caller made the rows, which
             may then name any local file.
         trusts_paths: rows may name any file and any address.
         decode: as for `datasets.Image`.
     """
     rule = _ANY if trusts_paths else None if roots is None else json.dumps(list(roots))
+    if rule is not None:
+        _made_here.add(rule)
     return datasets.Image(decode=decode, id=rule)
 
 
@@ -37,25 +41,35 @@ def row_opener(feature: datasets.Image) -> Callable[[str, str], Any]:
     It raises an `UndecodableImageError` for what the rule leaves out: addresses, files of other folders, and what is
     no regular file, such as a pipe.
     """
-    if feature.id == _ANY:
-        return open_file
-    return partial(_open_allowed, roots=None if feature.id is None else json.loads(feature.id))
+    rule = feature.id if feature.id in _made_here else None
+    return open_file if rule == _ANY else partial(_open_allowed, roots=None if rule is None else json.loads(rule))
 
 
 def _open_allowed(path: str, mode: str, roots: list[str] | None) -> Any:
     # "zip://a.png::/data/b.zip" lies where b.zip does.
-    *inner, place = path.split("::")
+    *inside, place = path.split("::")
     place = place.removeprefix("file://")
-    is_address = "://" in place or any(part.partition("://")[0] not in _INSIDE for part in inner)
-    if not is_address:
-        place = os.path.abspath(place)
-    known = roots is not None and any(place.startswith(root.rstrip("/") + "/") or place == root for root in roots)
-    if not known and (is_address or roots is not None):
-        where = "an address" if is_address else "a file outside the data set's folder"
+    is_address = "://" in place
+    place = place if is_address else os.path.abspath(place)
+    if any(part.partition("://")[0] not in _ARCHIVES for part in inside) or (is_address and "/../" in place):
+        refusal = "an address of an unknown kind"
+    elif roots is not None and any(_lies_below(place, root) for root in roots):
+        refusal = ""
+    elif is_address:
+        refusal = "an address, and nothing is fetched for a row"
+    else:
+        refusal = "" if roots is None else "a file outside the data set's folder"
+    if refusal:
         raise UndecodableImageError(
-            f"The row names {path!r}, {where}; expected bytes, or a file of the data set. Set trust_paths to open "
-            "whatever its rows name."
+            f"its row names {refusal}: expected bytes, or a file of the data set; trust_paths opens whatever rows name"
         )
-    if not is_address and not os.path.isfile(place):
-        raise UndecodableImageError(f"The row names {path!r}, which is no regular file; expected an image file.")
+    if is_address or not inside:
+        return open_file(path if is_address else place, mode)
+    # Closed again at once: it is no pipe.
+    open_file(place, mode).close()
     return open_file(path, mode)
+
+
+def _lies_below(place: str, root: str) -> bool:
+    # A repository's address may name a revision: hf://datasets/user/name@main/...
+    return place.startswith((root.rstrip("/") + "/", *([f"{root}@"] if root.startswith("hf://") else [])))

@@ -27,7 +27,13 @@ from .options import (
 )
 from .pretraining import SparseJEPATrainer
 from .proximal import kkt_residual, proximal_step_
-from .run_data import FineTuningData, PreTrainingData, load_finetuning_data, load_pretraining_data
+from .run_data import (
+    FineTuningData,
+    PreTrainingData,
+    count_undecodable,
+    load_finetuning_data,
+    load_pretraining_data,
+)
 
 
 __all__ = [
@@ -46,6 +52,7 @@ __all__ = [
     "SparseJEPATrainer",
     "SparseJEPATrainingArguments",
     "compare_features",
+    "count_undecodable",
     "ema_update_",
     "image_processor",
     "kkt_residual",

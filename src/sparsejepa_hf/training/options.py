@@ -53,6 +53,10 @@ class ImageDataArguments:
         metadata={"help": "Seed of subsets, of a validation part, of the built-in scenes and of a stream's order."},
     )
     max_bad_fraction: float = field(default=0.01, metadata={"help": "Largest share of undecodable images."})
+    trust_paths: bool = field(
+        default=False,
+        metadata={"help": "Open whatever file, and fetch whatever address, the rows of the data set name."},
+    )
 
 
 @dataclass

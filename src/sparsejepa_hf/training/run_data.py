@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from accelerate import Accelerator
 from transformers.utils import logging
 
 from ..configuration_sparsejepa import SparseJEPAConfig
@@ -151,6 +152,21 @@ def has_labels(dataset: ImageDataset) -> bool:
     return int(example.get("labels", -1)) >= 0
 
 
+def count_undecodable(accelerator: Accelerator, *parts: ImageDataset | StreamingImageDataset | None) -> int:
+    """How often a run met an undecodable image, in all processes and their workers; to be called by all processes.
+
+    An image that is decoded anew in each epoch counts each time. Cached images are decoded once, by every process.
+    """
+    present = [part for part in parts if part is not None]
+    met = sum(part.num_bad for part in present if not _is_cached(part))
+    total = accelerator.reduce(torch.tensor(met, device=accelerator.device))
+    return int(total) + sum(part.num_bad for part in present if _is_cached(part))
+
+
+def _is_cached(dataset: Any) -> bool:
+    return getattr(dataset, "pixel_values", None) is not None
+
+
 def _require_steps_of_streams(data: DataArguments, training: SparseJEPATrainingArguments) -> None:
     if data.streaming and training.max_steps <= 0:
         raise ValueError(
@@ -178,6 +194,7 @@ def _load_split(
         streaming=streaming,
         max_examples=max_examples,
         seed=options.dataset_seed,
+        trust_paths=options.trust_paths,
     )
 
 
