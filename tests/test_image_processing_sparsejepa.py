@@ -293,7 +293,6 @@ class TestChannelsAndRectangles:
 
 
 class TestOptions:
-
     def test_each_step_can_be_left_out(self, processor):
         image = draw_image("RGB", 16, 20)
         values = np.asarray(image).transpose(2, 0, 1)

@@ -22,6 +22,7 @@ from transformers import ViTConfig, ViTModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from sparsejepa_hf.data import TooManyBadImagesError, resize_to_square
+from sparsejepa_hf.data.images import PixelFormat
 from sparsejepa_hf.evaluation import extract_feature_set, extract_features, features, pixel_features
 from sparsejepa_hf.evaluation.encoders import VisionEncoder, load_encoder
 from sparsejepa_hf.evaluation.features import pool_tokens, small_pixel_features
@@ -178,8 +179,7 @@ def test_refuses_non_finite_features_and_names_the_image(images):
     [
         (lambda images: images.float(), TypeError, "torch.uint8"),
         (lambda images: _Images(images.float()), TypeError, "torch.uint8"),
-        (lambda images: images[:, :1], ValueError, r"\(N, 3, S, S\)"),
-        (lambda images: images[..., :4], ValueError, r"\(N, 3, S, S\)"),
+        (lambda images: images[:, 0], ValueError, r"\(N, C, H, W\)"),
         (lambda images: images[:0], ValueError, "no image"),
         (lambda images: iter(images), TypeError, "without a length"),
     ],
@@ -208,7 +208,7 @@ def test_pixel_features_are_the_flattened_images_in_unit_range(images):
 def test_pixel_features_refuses_wrong_images(images):
     with pytest.raises(TypeError, match="torch.uint8"):
         pixel_features(images.float())
-    with pytest.raises(ValueError, match=r"\(N, 3, S, S\)"):
+    with pytest.raises(ValueError, match=r"\(N, C, H, W\)"):
         pixel_features(images[0])
 
 
@@ -436,19 +436,19 @@ def test_files_are_known_by_what_they_hold(of_pixels, tmp_path):
 
 def test_memory_holds_a_batch_and_not_the_data_set(of_pixels, monkeypatch):
     alive, most = set(), [0]
-    decode = features.decode_to_square
+    decode = PixelFormat.try_read
 
     class Pixels(np.ndarray):
         def __del__(self):
             alive.discard(id(self))
 
-    def tracked(image, size):
-        pixels = decode(image, size).view(Pixels)
+    def tracked(pixel_format, image):
+        pixels = decode(pixel_format, image).view(Pixels)
         alive.add(id(pixels))
         most[0] = max(most[0], len(alive))
         return pixels
 
-    monkeypatch.setattr(features, "decode_to_square", tracked)
+    monkeypatch.setattr(PixelFormat, "try_read", tracked)
     extract(of_pixels, as_dataset(noise(60, size=4)))
     assert most[0] <= 8
 

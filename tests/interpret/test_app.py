@@ -24,6 +24,7 @@ from PIL import Image
 import sparsejepa_hf.interpret.app as app
 from sparsejepa_hf import SparseJEPAForPreTraining, SparseJEPAVisionModel
 from sparsejepa_hf.data import build_scenes, resize_to_square
+from sparsejepa_hf.data.images import PixelFormat
 from sparsejepa_hf.evaluation import load_encoder
 from sparsejepa_hf.interpret import NotMeasurable
 from sparsejepa_hf.interpret.app import GroupExplorer, UnusableUploadError, explorer, read_upload
@@ -241,7 +242,7 @@ def save(image: Image.Image, path: Path, **options) -> Path:
 
 @pytest.mark.parametrize(("name", "error"), [("a.png", 0), ("a.jpg", 12), ("a.webp", 12), ("a.bmp", 0), ("a.tif", 0)])
 def test_formats_that_are_read(photo, tmp_path, name, error):
-    found = read_upload(save(photo, tmp_path / name), 16)
+    found = read_upload(save(photo, tmp_path / name), PixelFormat(16))
     assert np.abs(found.astype(int) - resize_to_square(photo, 16)).max() <= error
 
 
@@ -249,18 +250,22 @@ def test_a_rotated_photo_is_turned_upright(photo, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     path = save(photo.transpose(Image.Transpose.ROTATE_90), tmp_path / "a.png", exif=exif)
-    np.testing.assert_array_equal(read_upload(path, 16), resize_to_square(photo, 16))
+    np.testing.assert_array_equal(read_upload(path, PixelFormat(16)), resize_to_square(photo, 16))
 
 
 def test_transparency_16_bits_and_grey(photo, tmp_path):
     clear = photo.copy()
     clear.putalpha(0)
-    assert (read_upload(save(clear, tmp_path / "clear.png"), 16) == 255).all()
-    grey = read_upload(save(photo.convert("L"), tmp_path / "grey.png"), 16)
+    assert (read_upload(save(clear, tmp_path / "clear.png"), PixelFormat(16)) == 255).all()
+    grey = read_upload(save(photo.convert("L"), tmp_path / "grey.png"), PixelFormat(16))
     np.testing.assert_array_equal(grey[0], grey[1])
     deep = Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257)
-    np.testing.assert_array_equal(read_upload(save(deep, tmp_path / "deep.png"), 16), grey)
-    assert read_upload(save(photo.resize((1, 500)), tmp_path / "thin.png"), 16).shape == (3, 16, 16)
+    np.testing.assert_array_equal(read_upload(save(deep, tmp_path / "deep.png"), PixelFormat(16)), grey)
+    thin = save(photo.resize((1, 500)), tmp_path / "thin.png")
+    assert read_upload(thin, PixelFormat(16)).shape == (3, 16, 16)
+    assert read_upload(thin, PixelFormat((8, 24), 1)).shape == (1, 8, 24)
+    with pytest.raises(UnusableUploadError, match="13 channels, which an uploaded image has not"):
+        read_upload(thin, PixelFormat(16, 13))
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -300,7 +305,7 @@ def test_a_bad_upload_gets_a_sentence(tmp_path, name):
     path = tmp_path / f"{name}.png"
     path.write_bytes(content)
     with pytest.raises(UnusableUploadError, match=said) as raised:
-        read_upload(path, 16)
+        read_upload(path, PixelFormat(16))
     message = str(raised.value)
     assert message.endswith(".") and "Error" not in message and " at 0x" not in message
 
@@ -313,7 +318,7 @@ def test_too_many_pixels_are_refused_before_any_is_decoded(tmp_path, monkeypatch
     path = tmp_path / "a.png"
     path.write_bytes(bomb(8_000, 7_000))
     with pytest.raises(UnusableUploadError, match="56 million"):
-        read_upload(path, 16)
+        read_upload(path, PixelFormat(16))
 
 
 # ---- checkpoints and data sets of all kinds ----

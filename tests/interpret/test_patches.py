@@ -34,7 +34,7 @@ def checkpoint(make_model, tmp_path_factory):
 def test_the_pass_gives_what_single_images_give(checkpoint, scenes):
     encoder = load_encoder(checkpoint)
     record = collect_patches(encoder, scenes, progress=False)
-    assert len(record) == 6 and record.grid == (8, 8) and record.patch_side == 4
+    assert len(record) == 6 and record.grid == (8, 8) and record.aspect == 1
     image = torch.tensor(record.pixel_values[4:5])
     np.testing.assert_array_equal(image[0], np.asarray(scenes[4]["image"]).transpose(2, 0, 1))
     with torch.no_grad():

@@ -163,13 +163,20 @@ def test_float_images_are_used_as_they_are(make_trainer, make_dataset, weights_o
     assert_same_weights(weights_of(floats), weights_of(unaugmented), atol=1e-5)
 
 
-def test_oblong_models_take_float_images_and_refuse_uint8_ones(make_trainer, make_dataset):
-    config = {"image_size": [16, 32]}
-    examples = [{"pixel_values": torch.randn(3, 16, 32)} for _ in range(16)]
-    assert make_trainer(config=config, train_dataset=examples, max_steps=1).train().global_step == 1
-    raw = [{"pixel_values": torch.zeros(3, 16, 32, dtype=torch.uint8)} for _ in range(16)]
-    with pytest.raises(ValueError, match="augmented as squares only"):
-        make_trainer(config=config, train_dataset=raw, max_steps=1).train()
+@pytest.mark.parametrize("channels", [1, 3, 13])
+def test_oblong_models_train_alike_on_uint8_and_on_the_same_images_normalised(
+    make_trainer, weights_of, assert_same_weights, channels
+):
+    config = {"image_size": [16, 32], "num_channels": channels}
+    pixels = torch.randint(0, 256, (16, channels, 16, 32), dtype=torch.uint8)
+    options = {"max_steps": 2, "crop": "none", "horizontal_flip": 0.0, "color_jitter": 0.0}
+    raw, ready = (
+        make_trainer(config=config, train_dataset=[{"pixel_values": image} for image in images], **options)
+        for images in (pixels, pixels / 127.5 - 1)
+    )
+    for trainer in (raw, ready):
+        trainer.train()
+    assert_same_weights(weights_of(raw), weights_of(ready), atol=1e-5)
 
 
 # ---- data as datasets, numpy and torchvision make them ----

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from .images import PixelFormat, UndecodableImageError
+from .images import PixelFormat, UndecodableImageError, warn_of_dark_images
 from .loading import refuse_transform
 from .row_files import row_opener
 
@@ -32,6 +32,8 @@ CACHE_LIMIT_BYTES = 2 * 1024**3
 _SHARDS_A_READER = 16
 _ROWS_AT_ONCE = 16
 _CHUNK = 256
+# Images whose values are looked at before the others are.
+_LOOKED_AT = 8
 _MIN_SEEN = 100
 _SHOWN_FAILURES = 3
 _MAX_WORKERS = 255
@@ -126,6 +128,8 @@ class ImageDataset(torch.utils.data.Dataset):
             cache = len(dataset) * math.prod(self.pixel_format.shape) <= CACHE_LIMIT_BYTES
         if cache:
             self._fill_cache(num_threads or min(4, os.cpu_count() or 1))
+        a_few = self._source[:: max(1, len(dataset) // _LOOKED_AT)]["image"]
+        warn_of_dark_images(a_few, self.pixel_format)
 
     def __len__(self) -> int:
         return len(self._source) if self.pixel_values is None else len(self.pixel_values)

@@ -18,10 +18,11 @@ from ..image_decoding_sparsejepa import (
     fit_pixels,
     open_regular_file,
     read_image,
+    read_pixels,
 )
 
 
-__all__ = ["PixelFormat", "UndecodableImageError", "open_file", "resize_to_square", "sides_of", "to_rgb", "warn_of_dark_images"]
+__all__ = ["PixelFormat", "UndecodableImageError", "resize_to_square", "sides_of", "to_rgb", "warn_of_dark_images"]
 
 
 def open_file(path: str, mode: str = "rb") -> Any:
@@ -150,8 +151,8 @@ def warn_of_dark_images(images: Iterable[Any], pixel_format: PixelFormat) -> Non
     brightest = max((int(pixels.max()) for pixels in read), default=0)
     if pixel_format.value_range is None and 0 < brightest < 255 / 10:
         warnings.warn(
-            f"The brightest pixel of {len(read)} images is {brightest} of 255, which leaves few levels apart. Where files "
-            "hold fewer bits than their type has, give value_range, the raw values that are black and white: 0 and "
-            "4095 for 12 bits.",
+            f"The brightest pixel of {len(read)} images looked at is {brightest} of 255, so that few levels "
+            "are left. Where files hold fewer bits than their type, give value_range, the raw values that are black "
+            "and white, such as 0 and 4095 for 12 bits.",
             stacklevel=3,
         )
