@@ -1,14 +1,18 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """The data sets of a run: classes mean the same in every split."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sparsejepa_hf.training import (
     DataArguments,
     FineTuningDataArguments,
     SparseJEPATrainingArguments,
+    count_undecodable,
     load_finetuning_data,
     load_pretraining_data,
 )
@@ -53,3 +57,10 @@ def test_slices_of_images_that_lie_in_the_order_of_their_classes_are_refused(fol
         ValueError, match=r"images of 1 classes \(rare\) and .* of 2 \(cat, dog\), and none is in common"
     ):
         load_finetuning_data(options, make_small_config(), holds_out=False)
+
+
+def test_undecodable_images_are_counted_over_processes_but_cached_ones_once():
+    part = SimpleNamespace(num_bad=3)
+    cached = SimpleNamespace(num_bad=5, pixel_values=torch.zeros(1))
+    two_processes = SimpleNamespace(device="cpu", reduce=lambda own: 2 * own)
+    assert count_undecodable(two_processes, part, None, cached) == 11
