@@ -32,6 +32,8 @@ INSTALL_REQUIRES = [
 APP = ["gradio>=6.31"]
 # What draws figures, and the page about a checkpoint's groups.
 PLOTS = ["matplotlib>=3.8", "jinja2>=3.1"]
+# Reads TIFF files of many channels.
+TIFF = ["tifffile>=2025.5"]
 # What builds docs/.
 DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"]
 # What the benchmarks time beside this package, and what runs its exported models.
@@ -80,9 +82,11 @@ setup(
             "ruff==0.17.5",
             "playwright>=1.60",
             *PLOTS,
+            *TIFF,
         ],
         "app": APP,
         "plots": PLOTS,
+        "tiff": TIFF,
         "benchmark": BENCHMARK,
         "docs": DOCS,
         "ecosystem": ECOSYSTEM,

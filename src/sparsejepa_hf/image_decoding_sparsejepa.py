@@ -60,6 +60,8 @@ _TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Chunks of a PNG that tell nothing about its pixels, and may be damaged or longer than PIL allows.
 _PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 _SAMPLES_PER_PIXEL_TAG = 277
+# What a TIFF says that its samples are.
+_BLACK_IS_ZERO, _RGB = 1, 2
 _ORIENTATION_TAG = 0x0112
 # How an image comes upright, by its EXIF orientation.
 _TURNS: dict[Any, Image.Transpose] = {
@@ -83,6 +85,10 @@ _large_image = threading.Lock()
 
 class UndecodableImageError(ValueError):
     """The bytes, file or array given cannot be read as an image."""
+
+
+class _TooLargeError(UndecodableImageError):
+    """It has more pixels than are allowed."""
 
 
 def open_regular_file(path: str, mode: str = "rb") -> Any:
@@ -241,13 +247,14 @@ def to_8_bit(values: np.ndarray, value_range: ValueRange | None = None) -> np.nd
 
 
 def measure_value_range(
-    images: Iterable[Any], open_file: Callable[[str, str], Any] = open_regular_file
+    images: Iterable[Any], open_file: Callable[[str, str], Any] = open_regular_file, num_channels: int = 3
 ) -> tuple[float, float]:
     """The lowest and the highest raw value of images, for `value_range` of [`read_image`].
 
     Args:
-        images: what [`read_image`] takes; those that cannot be decoded are passed over.
-        open_file: as in [`read_image`].
+        images: what [`read_pixels`] takes; those that cannot be decoded are passed over. Transparency is no value.
+        open_file: as in [`read_pixels`].
+        num_channels: as in [`read_pixels`].
 
     Raises:
         ValueError: no image can be decoded, or all their values are the same.
@@ -255,7 +262,7 @@ def measure_value_range(
     lows, highs = [], []
     for image in images:
         try:
-            low, high = _raw_ends(image, open_file)
+            low, high = _raw_ends(image, open_file, num_channels)
         except UndecodableImageError:
             continue
         lows.append(low)
@@ -341,7 +348,7 @@ def _from_bytes(content: bytes, num_channels: int, value_range: ValueRange | Non
     try:
         opened = _decode(content, num_channels, value_range)
     except UndecodableImageError as error:
-        if content.startswith(_TIFF_SIGNATURES):
+        if content.startswith(_TIFF_SIGNATURES) and not isinstance(error, _TooLargeError):
             return _from_tiff(content, num_channels, error)
         if not content.startswith(_PNG_SIGNATURE):
             raise
@@ -385,7 +392,7 @@ def _undecodable(error: Exception, content: bytes = b"") -> Exception:
             f"it begins as {found or 'no image'}, but is expected to be one of {', '.join(FORMATS)} and .npy"
         )
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-        return UndecodableImageError(f"{error} Cut or shrink it, or set PIL.Image.MAX_IMAGE_PIXELS")
+        return _TooLargeError(f"{error} Cut or shrink it, or set PIL.Image.MAX_IMAGE_PIXELS")
     if isinstance(error, MemoryError):
         try:
             # As much as the largest image takes. A decoder that wanted more was misled by damaged bytes.
@@ -410,7 +417,7 @@ def _require_size(width: int, height: int) -> int:
     """The number of pixels, if it is allowed."""
     pixels, limit = width * height, Image.MAX_IMAGE_PIXELS
     if limit is not None and pixels > limit:
-        raise UndecodableImageError(
+        raise _TooLargeError(
             f"it has {width} x {height} pixels, more than the {limit} allowed: cut or shrink it, or set "
             "PIL.Image.MAX_IMAGE_PIXELS"
         )
@@ -461,6 +468,9 @@ def _from_tiff(content: bytes, num_channels: int, reason: UndecodableImageError)
                 raise UndecodableImageError(
                     f"it has {page.samplesperpixel} channels, but {num_channels} are expected (axes {page.axes})"
                 )
+            # Of other kinds, such as palettes and CMYK, the samples are no grey and no colours.
+            if page.photometric not in (_BLACK_IS_ZERO, _RGB):
+                raise reason
             array = page.asarray(maxworkers=1)
     except Exception as error:
         raise _undecodable(error, content) from error
@@ -565,12 +575,13 @@ def _ends(values: np.ndarray) -> tuple[float, float]:
     return low, high
 
 
-def _raw_ends(image: Any, open_file: Callable[..., Any]) -> tuple[float, float]:
+def _raw_ends(image: Any, open_file: Callable[..., Any], num_channels: int) -> tuple[float, float]:
     """The lowest and the highest value that `value_range` maps."""
     # With any range, so that nothing is read at fewer bits.
-    opened = _open(image, 3, (0, 1), open_file)
+    opened = _open(image, num_channels, (0, 1), open_file)
     if isinstance(opened, Image.Image):
-        opened = np.asarray(opened if opened.mode[0] in "IF" else _convert(opened, "RGB", None))
+        is_wide = opened.mode[0] in "IF"
+        opened = np.asarray(opened) if is_wide else np.asarray(_convert(opened, "RGBA", None))[..., :3]
     if opened.dtype.kind not in "buif" or not opened.size:
         raise UndecodableImageError("it holds no numbers")
     return _ends(opened)

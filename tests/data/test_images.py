@@ -297,7 +297,7 @@ def test_formats_are_those_of_a_list_and_named(monkeypatch, tmp_path):
         path = tmp_path / "photo.jpg"
         path.write_bytes(encode(image, format))
         with pytest.raises(
-            UndecodableImageError, match=rf"photo.jpg.* begins as {format}, but .*JPEG, .*AVIF and .npy"
+            UndecodableImageError, match=rf"photo.jpg.* begins as {format}, but .*PNG, JPEG, .* and .npy"
         ):
             to_rgb(path)
     unknown = b"\x00\x00\x00\x0dIHDR" + (2).to_bytes(4, "big") * 2 + b"\x08\x07\0\0\0"
@@ -517,6 +517,10 @@ def test_the_range_of_a_data_set_is_measured():
     assert measure_value_range(images) == (5, 4000)
     assert measure_value_range([np.array([[-1000, 1000]], np.int32)]) == (-1000, 1000)
     assert measure_value_range([encode(Image.fromarray(np.array([[[3, 4, 250]]], np.uint8)))]) == (3, 250)
+    clear = np.array([[[3, 4, 90, 0], [5, 6, 7, 255]]], np.uint8)
+    assert measure_value_range([encode(Image.fromarray(clear))]) == (3, 90), "transparency is no value, nor is white"
+    deep = np.arange(13.0).reshape(1, 1, 13)
+    assert measure_value_range([npy(deep), deep], num_channels=13) == (0, 12)
     with pytest.raises(ValueError, match="none of the images"):
         measure_value_range([b"damaged"])
     with pytest.raises(ValueError, match="value_range is"):
@@ -564,6 +568,7 @@ def test_tiff_of_many_channels(planar, compression):
     tifffile.imwrite(buffer, stored, photometric="minisblack", planarconfig=planar, compression=compression)
     expected = np.floor(values * (255 / 4095) + 0.5)
     np.testing.assert_array_equal(read_pixels(buffer.getvalue(), 13, (0, 4095)), expected)
+    assert measure_value_range([buffer.getvalue()], num_channels=13) == (values.min(), values.max())
     for other in (1, 3, 4, 12):
         with pytest.raises(UndecodableImageError, match=f"13 channels, but {other} are expected"):
             read_pixels(buffer.getvalue(), other)
@@ -582,6 +587,14 @@ def test_tiff_of_wide_colours_and_of_a_channel_more():
     tifffile.imwrite(buffer, four, photometric="rgb", extrasamples=["unspecified"])
     np.testing.assert_array_equal(read_pixels(buffer.getvalue(), 4), four)
     np.testing.assert_array_equal(read_pixels(buffer.getvalue(), 3), four[..., :3])
+
+
+def test_samples_that_are_no_colours_are_not_taken_for_such():
+    tifffile = pytest.importorskip("tifffile")
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, np.zeros((6, 7), np.uint32), photometric="miniswhite")
+    with pytest.raises(UndecodableImageError, match="begins as TIFF"):
+        read_pixels(buffer.getvalue())
 
 
 def test_tiff_that_pil_cannot_read_says_what_may(monkeypatch):

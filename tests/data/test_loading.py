@@ -711,7 +711,8 @@ class TestWhatRowsName:
                 build_image_dataset(strings, 4)
             assert not asked
             assert read(rows, trust_paths=True) == [9, 3] == read(rows.to_iterable_dataset(), True, trust_paths=True)
-            assert sum("GET" in request[1] for request in asked) == 2
+            # One at least for each reading; the brightness of a few images is looked at beforehand.
+            assert sum("GET" in request[1] for request in asked) >= 2
 
     def test_a_data_set_of_ones_own_names_files_anywhere(self, tmp_path, read):
         write_images(tmp_path / "a", [1, 2])

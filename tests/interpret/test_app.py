@@ -250,7 +250,7 @@ def test_a_rotated_photo_is_turned_upright(photo, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     path = save(photo.transpose(Image.Transpose.ROTATE_90), tmp_path / "a.png", exif=exif)
-    np.testing.assert_array_equal(read_upload(path, 16), resize_to_square(photo, PixelFormat(16)))
+    np.testing.assert_array_equal(read_upload(path, PixelFormat(16)), resize_to_square(photo, 16))
 
 
 def test_transparency_16_bits_and_grey(photo, tmp_path):
@@ -261,7 +261,11 @@ def test_transparency_16_bits_and_grey(photo, tmp_path):
     np.testing.assert_array_equal(grey[0], grey[1])
     deep = Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257)
     np.testing.assert_array_equal(read_upload(save(deep, tmp_path / "deep.png"), PixelFormat(16)), grey)
-    assert read_upload(save(photo.resize((1, 500)), tmp_path / "thin.png"), 16).shape == (3, 16, PixelFormat(16))
+    thin = save(photo.resize((1, 500)), tmp_path / "thin.png")
+    assert read_upload(thin, PixelFormat(16)).shape == (3, 16, 16)
+    assert read_upload(thin, PixelFormat((8, 24), 1)).shape == (1, 8, 24)
+    with pytest.raises(UnusableUploadError, match="13 channels, which an uploaded image has not"):
+        read_upload(thin, PixelFormat(16, 13))
 
 
 def bomb(width: int, height: int) -> bytes:

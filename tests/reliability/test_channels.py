@@ -15,11 +15,11 @@ from sparsejepa_hf.evaluation import load_encoder
 
 
 CLASSES = ("across", "across, fine", "down", "down, fine")
-# Height and width of the files, of the model's images and of its patches: none has the aspect ratio of another.
-FILE, MODEL, PATCH = (24, 44), (16, 32), (4, 8)
+# Height and width of the files and of the model's images, of other aspect ratios.
+FILE, MODEL = (24, 44), (16, 32)
 # What a file is, by its channels, and what it needs to be told.
 KINDS = {1: "16-bit PNG of 12-bit values", 4: "RGBA", 13: ".npy of 12-bit values"}
-FLAGS = {1: ["--value_range", "0", "4095"], 4: [], 13: ["--value_range", "measure"]}
+RANGES = {1: "--value_range 0 4095", 4: "", 13: "--value_range measure"}
 
 
 def draw(kind: int, num_channels: int, generator: np.random.Generator) -> np.ndarray:
@@ -54,31 +54,11 @@ def trained(request, tmp_path_factory):
                 save(draw(kind, num_channels, generator), root / split / name / str(index))
     checkpoint = root.parent / f"checkpoint-{num_channels}"
     # A recipe of RGB squares, with the means of RGB.
-    results = pretrain.main(
-        ["cifar100-cpu", "--dataset", str(root), "--output_dir", str(checkpoint), "--num_channels", str(num_channels)]
-        + [
-            "--image_size",
-            *map(str, MODEL),
-            "--patch_size",
-            *map(str, PATCH),
-            "--eval_split",
-            "test",
-            "--label_column",
-            "label",
-        ]
-        + ["--preset", "vit-micro", "--num_hidden_layers", "2", "--max_steps", "40", "--knn_steps", "0"]
-        + [
-            "--per_device_train_batch_size",
-            "32",
-            "--crop_padding",
-            "2",
-            "--color_jitter",
-            "0.1",
-            "--report_to",
-            "none",
-        ]
-        + ["--use_cpu", "true", "--save_strategy", "no", "--eval_strategy", "no", *FLAGS[num_channels]]
-    )
+    flags = f"--dataset {root} --output_dir {checkpoint} --num_channels {num_channels} --image_size 16 32"
+    flags += " --patch_size 4 8 --preset vit-micro --num_hidden_layers 2 --label_column label --eval_split test"
+    flags += " --max_steps 40 --per_device_train_batch_size 32 --knn_steps 0 --crop_padding 2 --color_jitter 0.1"
+    flags += f" --report_to none --save_strategy no --eval_strategy no {RANGES[num_channels]}"
+    results = pretrain.main(["cifar100-cpu", *flags.split()])
     return num_channels, root, checkpoint, results
 
 
@@ -125,21 +105,10 @@ def test_every_other_command_takes_the_checkpoint_and_the_files(trained, tmp_pat
     figures = ["--figures", str(tmp_path)] if num_channels == 13 else []
     explain.main([str(checkpoint), "--dataset", str(root), "--max_examples", "24", "--report", str(page), *figures])
     assert "aspect-ratio: 32 / 16;" in page.read_text(encoding="utf-8")
-    results = finetune.main(
-        ["cifar100-cpu-finetune", "--model_name_or_path", str(checkpoint), "--dataset", str(root)]
-        + ["--output_dir", str(tmp_path / "classifier"), "--max_steps", "20", "--report_to", "none"]
-        + ["--use_cpu", "true", "--save_strategy", "no", "--load_best_model_at_end", "false"]
-        + [
-            "--per_device_train_batch_size",
-            "32",
-            "--learning_rate",
-            "2e-3",
-            "--label_column",
-            "label",
-            "--eval_strategy",
-            "no",
-        ]
-    )
+    flags = f"--model_name_or_path {checkpoint} --dataset {root} --output_dir {tmp_path / 'classifier'}"
+    flags += " --label_column label --max_steps 20 --per_device_train_batch_size 32 --learning_rate 2e-3"
+    flags += " --report_to none --eval_strategy no --load_best_model_at_end false"
+    results = finetune.main(["cifar100-cpu-finetune", *flags.split()])
     assert results["test"]["accuracy"] > 0.5
     before, after = (AutoImageProcessor.from_pretrained(path) for path in (checkpoint, tmp_path / "classifier"))
     assert after.to_dict() == before.to_dict(), "the same pixels, by the same range of values"

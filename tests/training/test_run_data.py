@@ -1,14 +1,18 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """The data sets of a run: classes mean the same in every split."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sparsejepa_hf.training import (
     DataArguments,
     FineTuningDataArguments,
     SparseJEPATrainingArguments,
+    count_undecodable,
     load_finetuning_data,
     load_pretraining_data,
 )
@@ -40,8 +44,23 @@ def test_a_held_out_split_without_a_class_keeps_the_numbers_of_the_training_spli
     arguments = SparseJEPATrainingArguments(str(tmp_path / "run"), use_cpu=True, report_to="none", knn_steps=1)
     options = DataArguments(dataset=folder, eval_split="test")
     pretraining = load_pretraining_data(options, arguments, make_small_config())
-    finetuning = load_finetuning_data(FineTuningDataArguments(dataset=folder), 16, holds_out=False)
+    finetuning = load_finetuning_data(FineTuningDataArguments(dataset=folder), make_small_config(), holds_out=False)
     assert finetuning.class_names == ["cat", "dog", "rare"]
     for train, heldout in ((pretraining.bank, pretraining.heldout), (finetuning.train, finetuning.test)):
         assert classes_of(train) == {(0, "cat"), (1, "dog"), (2, "rare")}
         assert classes_of(heldout) == {(0, "cat"), (2, "rare")}
+
+
+def test_slices_of_images_that_lie_in_the_order_of_their_classes_are_refused(folder, make_small_config):
+    options = FineTuningDataArguments(dataset=folder, train_split="train[:8]", test_split="train[8:]")
+    with pytest.raises(
+        ValueError, match=r"images of 1 classes \(rare\) and .* of 2 \(cat, dog\), and none is in common"
+    ):
+        load_finetuning_data(options, make_small_config(), holds_out=False)
+
+
+def test_undecodable_images_are_counted_over_processes_but_cached_ones_once():
+    part = SimpleNamespace(num_bad=3)
+    cached = SimpleNamespace(num_bad=5, pixel_values=torch.zeros(1))
+    two_processes = SimpleNamespace(device="cpu", reduce=lambda own: 2 * own)
+    assert count_undecodable(two_processes, part, None, cached) == 11

@@ -124,6 +124,8 @@ def write_model_card(
         model_class=model_class,
         is_classifier=is_classifier,
         is_grouped=is_grouped,
+        # Which pipelines and PIL know.
+        is_of_images=config.num_channels in (1, 3, 4),
         has_groups=has_groups,
         image_size=_sides(config.image_size),
         remote="" if kind == "export" else ", trust_remote_code=True",

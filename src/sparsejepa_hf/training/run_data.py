@@ -94,7 +94,7 @@ def load_pretraining_data(
 
     load_sides = _load_sides(options.load_size, sides)
     source = load(options.train_split, options.max_train_examples, options.streaming)
-    _resolve_value_range(options, source)
+    _resolve_value_range(options, source, config.num_channels)
     train = build(source, load_sides)
     data = PreTrainingData(train)
     # A stream is not labelled here, so only the evaluation loss would look at its held-out images.
@@ -123,7 +123,7 @@ def _load_sides(load_size: int | None, sides: tuple[int, int]) -> tuple[int, int
     return height, width
 
 
-def _resolve_value_range(options: ImageDataArguments, train: Any) -> None:
+def _resolve_value_range(options: ImageDataArguments, train: Any, num_channels: int) -> None:
     """Makes two numbers of the option `value_range`, or leaves it None.
 
     Raises:
@@ -140,7 +140,7 @@ def _resolve_value_range(options: ImageDataArguments, train: Any) -> None:
             )
         images = undecoded(train)
         opener = row_opener(images.features["image"])
-        ends = measure_value_range((row["image"] for row in images), opener)
+        ends = measure_value_range((row["image"] for row in images), opener, num_channels)
         logger.info(f"The values of the training images lie from {ends[0]:g} to {ends[1]:g}.")
     options.value_range = list(require_value_range(ends))  # type: ignore[arg-type]
 
@@ -247,7 +247,7 @@ def load_finetuning_data(
     """
     train = _load_split(options, options.train_split, options.max_train_examples)
     test = _load_split(options, options.test_split, options.max_test_examples)
-    _resolve_value_range(options, train)
+    _resolve_value_range(options, train, config.num_channels)
     labels = _labels_of(train, options.train_split)
     # Asked for before classes are compared, since there may be none.
     _labels_of(test, options.test_split)
