@@ -529,13 +529,13 @@ def test_the_range_of_a_data_set_is_measured():
 
 def test_values_that_fill_little_of_their_type_are_warned_of():
     scan = Image.fromarray((np.arange(64).reshape(8, 8) * 64).astype(np.uint16))
-    with pytest.warns(UserWarning, match="brightest pixel of 2 images looked at is 16 of 255.* give value_range"):
+    with pytest.warns(UserWarning, match="brightest pixel of the 3 images looked at is 16 of 255.* Give value_range"):
         warn_of_dark_images([scan, b"damaged", scan], PixelFormat(8))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_of_dark_images([scan], PixelFormat(8, value_range=(0, 4095)))
         warn_of_dark_images([np.zeros((8, 8), np.uint8), random_rgb()], PixelFormat(8))
-        warn_of_dark_images([np.zeros((8, 8), np.uint8)], PixelFormat(8))
+        warn_of_dark_images([np.full((8, 8), level, np.uint8) for level in range(9)], PixelFormat(8))
 
 
 # ---- other numbers of channels ----
