@@ -13,6 +13,7 @@ import zipfile
 import zlib
 from contextlib import nullcontext
 
+import datasets
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -21,7 +22,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import EpsImagePlugin, Image, ImageCms, PngImagePlugin
 
 from sparsejepa_hf import image_decoding_sparsejepa
-from sparsejepa_hf.data import UndecodableImageError, resize_to_square, to_rgb
+from sparsejepa_hf.data import ImageDataset, UndecodableImageError, resize_to_square, to_rgb
 from sparsejepa_hf.data.images import PixelFormat, warn_of_dark_images
 from sparsejepa_hf.image_decoding_sparsejepa import measure_value_range, read_pixels
 
@@ -529,6 +530,9 @@ def test_the_range_of_a_data_set_is_measured():
 
 def test_values_that_fill_little_of_their_type_are_warned_of():
     scan = Image.fromarray((np.arange(64).reshape(8, 8) * 64).astype(np.uint16))
+    rows = datasets.Dataset.from_dict({"image": [{"bytes": encode(scan), "path": None}] * 3})
+    with pytest.warns(UserWarning, match="Give value_range"):
+        ImageDataset(rows, 8)
     with pytest.warns(UserWarning, match="brightest pixel of the 3 images looked at is 16 of 255.* Give value_range"):
         warn_of_dark_images([scan, b"damaged", scan], PixelFormat(8))
     with warnings.catch_warnings():

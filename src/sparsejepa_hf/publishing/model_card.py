@@ -124,6 +124,8 @@ def write_model_card(
         model_class=model_class,
         is_classifier=is_classifier,
         is_grouped=is_grouped,
+        # Which pipelines and PIL know.
+        is_of_images=config.num_channels in (1, 3, 4),
         has_groups=has_groups,
         image_size=_sides(config.image_size),
         remote="" if kind == "export" else ", trust_remote_code=True",
@@ -255,10 +257,11 @@ def _rows(rows: Mapping[str, Any]) -> str:
 
 
 def _model_rows(config: PreTrainedConfig, kind: str, is_classifier: bool) -> dict[str, Any]:
+    channels = "" if config.num_channels == 3 else f" and {config.num_channels} channels"
     rows = {
         "encoder": f"ViT, width {config.hidden_size}, depth {config.num_hidden_layers}, "
         f"{config.num_attention_heads} heads, patches of {_sides(config.patch_size)} pixels, images of "
-        f"{_sides(config.image_size)} pixels"
+        f"{_sides(config.image_size)} pixels{channels}"
     }
     if is_classifier:
         names = [" ".join(str(name).split()) for name in config.id2label.values()]
