@@ -573,6 +573,9 @@ def test_tiff_of_many_channels(planar, compression):
     expected = np.floor(values * (255 / 4095) + 0.5)
     np.testing.assert_array_equal(read_pixels(buffer.getvalue(), 13, (0, 4095)), expected)
     assert measure_value_range([buffer.getvalue()], num_channels=13) == (values.min(), values.max())
+    for length in (400, 900, len(buffer.getvalue()) - 1):
+        with pytest.raises(UndecodableImageError):
+            read_pixels(buffer.getvalue()[:length], 13)
     for other in (1, 3, 4, 12):
         with pytest.raises(UndecodableImageError, match=f"13 channels, but {other} are expected"):
             read_pixels(buffer.getvalue(), other)
