@@ -62,6 +62,7 @@ _PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 _SAMPLES_PER_PIXEL_TAG = 277
 # What a TIFF says that its samples are.
 _BLACK_IS_ZERO, _RGB = 1, 2
+_UNCOMPRESSED = 1
 _ORIENTATION_TAG = 0x0112
 # How an image comes upright, by its EXIF orientation.
 _TURNS: dict[Any, Image.Transpose] = {
@@ -240,7 +241,7 @@ def to_8_bit(values: np.ndarray, value_range: ValueRange | None = None) -> np.nd
         return _levels(8 * values.dtype.itemsize, low, high)[values]
     levels = np.empty(values.shape, np.uint8)
     # Part by part, since the numbers between take eight bytes each.
-    step = max(1, _LARGE // max(1, values[:1].size))
+    step = max(1, 2**20 // max(1, values[:1].size))
     for start in range(0, len(values), step):
         levels[start : start + step] = _scale(values[start : start + step], low, high)
     return levels
@@ -468,8 +469,15 @@ def _from_tiff(content: bytes, num_channels: int, reason: UndecodableImageError)
                 raise UndecodableImageError(
                     f"it has {page.samplesperpixel} channels, but {num_channels} are expected (axes {page.axes})"
                 )
-            # Of other kinds, such as palettes and CMYK, the samples are no grey and no colours.
-            if page.photometric not in (_BLACK_IS_ZERO, _RGB):
+            # Of other kinds, such as palettes and CMYK, the samples are no grey and no colours. What is missing would
+            # be filled with zeros.
+            ends = [
+                offset + count for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True) if count
+            ]
+            is_whole = len(ends) == math.prod(page.chunked) and max(ends) <= len(content)
+            if page.compression == _UNCOMPRESSED:
+                is_whole = is_whole and sum(page.databytecounts) >= page.nbytes
+            if not is_whole or page.photometric not in (_BLACK_IS_ZERO, _RGB):
                 raise reason
             array = page.asarray(maxworkers=1)
     except Exception as error:

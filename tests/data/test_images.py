@@ -13,6 +13,7 @@ import zipfile
 import zlib
 from contextlib import nullcontext
 
+import datasets
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -21,7 +22,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import EpsImagePlugin, Image, ImageCms, PngImagePlugin
 
 from sparsejepa_hf import image_decoding_sparsejepa
-from sparsejepa_hf.data import UndecodableImageError, resize_to_square, to_rgb
+from sparsejepa_hf.data import ImageDataset, UndecodableImageError, resize_to_square, to_rgb
 from sparsejepa_hf.data.images import PixelFormat, warn_of_dark_images
 from sparsejepa_hf.image_decoding_sparsejepa import measure_value_range, read_pixels
 
@@ -529,13 +530,16 @@ def test_the_range_of_a_data_set_is_measured():
 
 def test_values_that_fill_little_of_their_type_are_warned_of():
     scan = Image.fromarray((np.arange(64).reshape(8, 8) * 64).astype(np.uint16))
-    with pytest.warns(UserWarning, match="brightest pixel of 2 images looked at is 16 of 255.* give value_range"):
+    rows = datasets.Dataset.from_dict({"image": [{"bytes": encode(scan), "path": None}] * 3})
+    with pytest.warns(UserWarning, match="Give value_range"):
+        ImageDataset(rows, 8)
+    with pytest.warns(UserWarning, match="brightest pixel of the 3 images looked at is 16 of 255.* Give value_range"):
         warn_of_dark_images([scan, b"damaged", scan], PixelFormat(8))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_of_dark_images([scan], PixelFormat(8, value_range=(0, 4095)))
         warn_of_dark_images([np.zeros((8, 8), np.uint8), random_rgb()], PixelFormat(8))
-        warn_of_dark_images([np.zeros((8, 8), np.uint8)], PixelFormat(8))
+        warn_of_dark_images([np.full((8, 8), level, np.uint8) for level in range(9)], PixelFormat(8))
 
 
 # ---- other numbers of channels ----
@@ -569,6 +573,9 @@ def test_tiff_of_many_channels(planar, compression):
     expected = np.floor(values * (255 / 4095) + 0.5)
     np.testing.assert_array_equal(read_pixels(buffer.getvalue(), 13, (0, 4095)), expected)
     assert measure_value_range([buffer.getvalue()], num_channels=13) == (values.min(), values.max())
+    for length in (400, 900, len(buffer.getvalue()) - 1):
+        with pytest.raises(UndecodableImageError):
+            read_pixels(buffer.getvalue()[:length], 13)
     for other in (1, 3, 4, 12):
         with pytest.raises(UndecodableImageError, match=f"13 channels, but {other} are expected"):
             read_pixels(buffer.getvalue(), other)

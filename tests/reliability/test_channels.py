@@ -63,11 +63,14 @@ def trained(request, tmp_path_factory):
 
 
 def test_pre_training_learns_from_them(trained):
-    _, _, checkpoint, results = trained
+    num_channels, _, checkpoint, results = trained
     learnt = results["comparison"]["trained"]
     # Chance is a quarter.
     assert learnt["knn_accuracy"] > 0.7 and learnt["linear_accuracy"] > 0.7
-    assert results["num_undecodable"] == 0 and (checkpoint / "README.md").is_file()
+    assert results["num_undecodable"] == 0
+    card = (checkpoint / "README.md").read_text(encoding="utf-8")
+    assert f"images of 16 x 32 pixels and {num_channels} channels" in card
+    assert ("pipeline(" in card) == (num_channels < 5), "which knows grey, RGB and RGBA"
 
 
 def test_the_saved_processor_feeds_the_model_what_training_fed_it(trained, record_fault):

@@ -2,8 +2,8 @@
 """Any image, wherever it lies, as the 8-bit pixels of one shape that a run trains on."""
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -142,17 +142,22 @@ class PixelFormat:
             return error
 
 
-def warn_of_dark_images(images: Iterable[Any], pixel_format: PixelFormat) -> None:
-    """Warns where the values of a few images fill less than a tenth of what their type could hold.
+def warn_of_dark_images(images: Sequence[Any], pixel_format: PixelFormat) -> None:
+    """Warns where a few images of more than 8 bits fill less than a tenth of what their type could hold.
 
     Twelve bits of a detector in a file of sixteen are such values: of 4096 levels, 17 would be left.
     """
-    read = [pixels for image in images if isinstance(pixels := pixel_format.try_read(image), np.ndarray)]
-    brightest = max((int(pixels.max()) for pixels in read), default=0)
-    if pixel_format.value_range is None and 0 < brightest < 255 / 10:
-        warnings.warn(
-            f"The brightest pixel of {len(read)} images looked at is {brightest} of 255, so that few levels "
-            "are left. Where files hold fewer bits than their type, give value_range, the raw values that are black "
-            "and white, such as 0 and 4095 for 12 bits.",
-            stacklevel=3,
-        )
+    if pixel_format.value_range is None and 0 < (brightest := _brightest(images, pixel_format)) < 255 / 10:
+        # By this range 8-bit images stay as they are.
+        if _brightest(images, replace(pixel_format, value_range=(0, 255))) > brightest:
+            warnings.warn(
+                f"The brightest pixel of the {len(images)} images looked at is {brightest} of 255, so that few levels "
+                "are left: their files hold fewer bits than their type. Give value_range, the raw values that are "
+                "black and white, such as 0 and 4095 for 12 bits.",
+                stacklevel=3,
+            )
+
+
+def _brightest(images: Sequence[Any], pixel_format: PixelFormat) -> int:
+    read = (pixel_format.try_read(image) for image in images)
+    return max((int(pixels.max()) for pixels in read if isinstance(pixels, np.ndarray)), default=0)

@@ -257,10 +257,11 @@ def _rows(rows: Mapping[str, Any]) -> str:
 
 
 def _model_rows(config: PreTrainedConfig, kind: str, is_classifier: bool) -> dict[str, Any]:
+    channels = "" if config.num_channels == 3 else f" and {config.num_channels} channels"
     rows = {
         "encoder": f"ViT, width {config.hidden_size}, depth {config.num_hidden_layers}, "
         f"{config.num_attention_heads} heads, patches of {_sides(config.patch_size)} pixels, images of "
-        f"{_sides(config.image_size)} pixels"
+        f"{_sides(config.image_size)} pixels{channels}"
     }
     if is_classifier:
         names = [" ".join(str(name).split()) for name in config.id2label.values()]
