@@ -89,8 +89,9 @@ def load_image_dataset(
             below `train`, `test`, ... folders or not; a folder, file or glob of Parquet, Arrow or WebDataset (`.tar`)
             files, whose split is read from names such as `train-00000-of-00002.parquet` or from folder names; such
             files at an address that fsspec reads (`https://`, `s3://`, `hf://datasets/`); a folder written by
-            `save_to_disk`; a data set of the `datasets` library; or the name of a data set on the Hub. Paths and addresses may hold brace lists, such as
-            `train-{000..012}.tar` or `{a,b}.parquet`. What exists on disk goes before the Hub.
+            `save_to_disk`; a data set of the `datasets` library; or the name of a data set on the Hub. Paths and
+            addresses may hold brace lists, such as `train-{000..012}.tar` or `{a,b}.parquet`. What exists on disk goes
+            before the Hub.
         split: which split, as in `datasets` (`"train[:10%]"` works for local files and the Hub). `val` and `dev`
             mean `validation` for local files. A single file, or a glob that covers one split only, is taken whole
             whatever the split. Ignored for a `Dataset` or `IterableDataset`.
