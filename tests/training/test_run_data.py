@@ -69,6 +69,4 @@ def test_statistics_and_ranges_that_fit_nothing_are_refused(folder, make_small_c
         ({"value_range": ["measure"], "streaming": True}, "a stream are read once; give two numbers"),
     ):
         with pytest.raises(ValueError, match=message):
-            load_pretraining_data(
-                DataArguments(dataset=folder, **options), arguments, make_small_config(num_channels=1)
-            )
+            load_pretraining_data(DataArguments(dataset=folder, **options), arguments, config)
