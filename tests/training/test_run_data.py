@@ -80,6 +80,7 @@ def test_what_depends_on_channels_and_values_is_resolved_for_the_options_file(fo
 
 def test_statistics_and_ranges_that_fit_nothing_are_refused(folder, make_small_config, tmp_path):
     arguments = SparseJEPATrainingArguments(str(tmp_path / "run"), use_cpu=True, report_to="none", max_steps=1)
+    config = make_small_config(num_channels=1)
     for options, message in (
         ({"image_mean": [0.5, 0.5, 0.5]}, r"image_mean is .*, and num_channels 1; expected one number for each"),
         ({"value_range": ["0"]}, "value_range is .*; expected two finite numbers"),
@@ -87,6 +88,4 @@ def test_statistics_and_ranges_that_fit_nothing_are_refused(folder, make_small_c
         ({"value_range": ["measure"], "streaming": True}, "a stream are read once; give two numbers"),
     ):
         with pytest.raises(ValueError, match=message):
-            load_pretraining_data(
-                DataArguments(dataset=folder, **options), arguments, make_small_config(num_channels=1)
-            )
+            load_pretraining_data(DataArguments(dataset=folder, **options), arguments, config)
