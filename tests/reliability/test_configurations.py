@@ -24,7 +24,9 @@ SCALARS = st.one_of(
     st.booleans(),
     st.none(),
     st.text(max_size=6),
-    st.sampled_from(["mlp", "encoder", "mse", "none", "penalty", "relu", "float16", "nn", "sdpa", "sparsejepa", "vit"]),
+    st.sampled_from(
+        ["mlp", "encoder", "mse", "none", "penalty", "relu", "float16", "nn", "sdpa", "sparsejepa", "vit"]
+    ),
 )
 VALUES = st.one_of(
     SCALARS,
@@ -74,7 +76,7 @@ def try_one(counts: dict[str, int], config: dict[str, Any], changed: dict[str, A
         return
     for name in changed.keys() & SparseJEPAConfig._field_names():
         # Without grouping what belongs to it is off, and a width that is not given follows from another.
-        if loaded.use_grouping and changed[name] is not None and name != "dtype" and name[0] != "_" and name != "id2label":
+        if loaded.use_grouping and changed[name] is not None and name not in ("dtype", "id2label") and name[0] != "_":
             assert same(getattr(loaded, name), changed[name]), name
 
 
@@ -93,7 +95,9 @@ def test_a_changed_configuration_is_one_of_a_model_or_refused(tmp_path, written,
     record_fault("fuzz", "configurations", injected=counts["cases"], held=counts["cases"], refused=counts["refused"])
 
 
-@pytest.mark.parametrize("text", ["", "[]", "3", "null", '"a"', "{", "{}", "[1", '{"model_type": 3}', "\ufeff{}", "NaN"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "3", "null", '"a"', "{", "{}", "[1", '{"model_type": 3}', "\ufeff{}", "NaN"]
+)
 def test_what_is_no_configuration_is_refused_in_a_sentence(tmp_path, text):
     (tmp_path / "config.json").write_text(text, encoding="utf-8")
     try:

@@ -99,9 +99,7 @@ def options(draw: Any) -> tuple[type, dict[str, Any]]:
     kind = draw(st.sampled_from(list(NEEDED)))
     fields = fields_of(kind)
     names = draw(st.lists(st.sampled_from(list(fields)), min_size=1, max_size=3, unique=True))
-    return kind, {
-        name: draw(sensible(name, fields[name]) if draw(st.booleans()) else VALUES) for name in names
-    }
+    return kind, {name: draw(sensible(name, fields[name]) if draw(st.booleans()) else VALUES) for name in names}
 
 
 def is_said(error: BaseException, given: dict[str, Any], printed: str = "") -> bool:
@@ -186,7 +184,9 @@ def fuzz_files(
         if kind in OPTION_TYPES and whole and counts["cases"] % 8 == 0:
             needed = ["--dataset=images", "--output_dir=out", "--use_cpu", "--report_to=none"]
             with contextlib.redirect_stderr(printed):
-                parsed = parse_options(OPTION_TYPES, [str(path), *(n for n in needed if n[2:].split("=")[0] not in given)])
+                parsed = parse_options(
+                    OPTION_TYPES, [str(path), *(n for n in needed if n[2:].split("=")[0] not in given)]
+                )
             option = parsed[OPTION_TYPES.index(kind)]
         else:
             option = kind(**{**NEEDED[kind], **_read_file(path, [kind])})
@@ -208,7 +208,10 @@ def fuzz_bytes(counts: dict[str, int], path: Path, text: bytes, data: Any) -> No
     for _ in range(data.draw(st.integers(1, 4))):
         place = data.draw(st.integers(0, len(changed)))
         changed[place : place + data.draw(st.integers(0, 3))] = data.draw(
-            st.one_of(st.binary(max_size=3), st.sampled_from([b": ", b"- ", b"{", b"[", b"!!", b"&a ", b"*a", b"<<: ", b"\t"]))
+            st.one_of(
+                st.binary(max_size=3),
+                st.sampled_from([b": ", b"- ", b"{", b"[", b"!!", b"&a ", b"*a", b"<<: ", b"\t"]),
+            )
         )
     path.write_bytes(changed)
     try:
@@ -247,7 +250,9 @@ def test_options_hold_what_was_given_or_a_sentence_names_what_is_wrong(tmp_path,
     counts, recipe = {"cases": 0, "refused": 0}, tmp_path / "options.yaml"
     fuzz_objects(counts)
     fuzz_files(counts, recipe)
-    fuzz_bytes(counts, recipe, b"dataset: a\nseed: 1\nlr_scheduler_kwargs: {min_lr: 1e-6}\nimage_mean: [0.1, 0.2, 0.3]\n")
+    fuzz_bytes(
+        counts, recipe, b"dataset: a\nseed: 1\nlr_scheduler_kwargs: {min_lr: 1e-6}\nimage_mean: [0.1, 0.2, 0.3]\n"
+    )
     fuzz_flags(counts)
     assert 0 < counts["refused"] < counts["cases"]
     record_fault("fuzz", "options", injected=counts["cases"], held=counts["cases"], refused=counts["refused"])

@@ -180,7 +180,7 @@ class ImageTrainingArguments(TrainingArguments):
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
-            raise ValueError(f"{name} is {shown(text)}; expected a mapping as JSON, such as {{\"min_lr\": 1e-6}}.")
+            raise ValueError(f'{name} is {shown(text)}; expected a mapping as JSON, such as {{"min_lr": 1e-6}}.')
         setattr(self, name, value)
 
     def _check_combinations(self) -> None:

@@ -1,6 +1,7 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """A run's options: from a YAML file and flags, and back into a file that runs again."""
 
+import argparse
 import dataclasses
 import difflib
 import re
@@ -254,6 +255,15 @@ RECIPES = {path.stem: path for path in _FILES if not path.stem.startswith("queue
 
 # ---- from a file and flags ----
 
+_PACKAGE = __name__.partition(".")[0]
+# The options of transformers that --help describes.
+_SHOWN = (
+    *("output_dir", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
+    *("num_train_epochs", "max_steps", "seed", "bf16", "use_cpu", "torch_compile", "dataloader_num_workers"),
+    *("eval_strategy", "eval_steps", "save_strategy", "save_steps", "save_total_limit", "load_best_model_at_end"),
+    *("metric_for_best_model", "resume_from_checkpoint", "push_to_hub", "hub_model_id"),
+)
+
 
 def parse_options(
     option_types: Sequence[type], arguments: Sequence[str] | None = None, program: str | None = None
@@ -269,8 +279,9 @@ def parse_options(
         one instance of each dataclass.
 
     Raises:
-        ValueError: for a file that is missing, not a mapping, or has unknown keys.
-        SystemExit: for unknown flags, and without an output_dir, as argparse does.
+        ValueError: for a file that is missing or no YAML of options, and for values of another type, outside their
+            range, or that do not fit together.
+        SystemExit: for flags that are unknown or of another type, and without an output_dir, as argparse does.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     from_file: dict[str, Any] = {}
@@ -283,13 +294,29 @@ def parse_options(
     parser = HfArgumentParser(option_types, prog=program, allow_abbrev=False, usage=usage)
     # transformers would write into a folder of its own choice.
     parser._option_string_actions["--output_dir"].required = True
+    _shorten_help(parser, option_types)
     for action in parser._actions:
         if action.dest in from_file:
-            action.default, action.required = from_file[action.dest], False
+            action.default = from_file[action.dest]
+            action.required = action.required and action.default is None
     *parsed, unknown = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}; --help lists all")
     return tuple(parsed)
+
+
+def _shorten_help(parser: HfArgumentParser, option_types: Sequence[type]) -> None:
+    """Leaves of transformers' hundred options those that most runs set, and names the others."""
+    classes = [base for kind in option_types for base in kind.__mro__ if base.__module__.startswith(_PACKAGE)]
+    described = {name for base in classes for name in vars(base).get("__annotations__", {})} | {"help", *_SHOWN}
+    others = [action for action in parser._actions if action.dest not in described]
+    names = dict.fromkeys(f"--{action.dest}" for action in others)
+    parser.epilog = (
+        f"Also the other options of transformers' TrainingArguments, whose documentation describes them: "
+        f"{', '.join(names)}."
+    )
+    for action in others:
+        action.help = argparse.SUPPRESS
 
 
 def _find_recipe(name: str) -> Path:
@@ -425,7 +452,9 @@ def _refuse_doubles(node: yaml.MappingNode) -> None:
     for key, _ in node.value:
         line = key.start_mark.line + 1
         if isinstance(key, yaml.ScalarNode) and key.value in lines:
-            raise ValueError(f"the key {shown(key.value)} is on line {lines[key.value]} and on line {line}; expected one")
+            raise ValueError(
+                f"the key {shown(key.value)} is on line {lines[key.value]} and on line {line}; expected one"
+            )
         lines |= {key.value: line} if isinstance(key, yaml.ScalarNode) else {}
 
 
