@@ -66,7 +66,8 @@ def try_one(counts: dict[str, int], config: dict[str, Any], changed: dict[str, A
             loaded = SparseJEPAConfig.from_dict(config)
         else:
             (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-            is_ours = config.get("model_type") == "sparsejepa"
+            # Of what these say AutoConfig decides which class it is.
+            is_ours = config.get("model_type") == "sparsejepa" and "auto_map" not in changed
             loaded = (AutoConfig if is_ours and counts["cases"] % 2 else SparseJEPAConfig).from_pretrained(folder)
         with torch.device("meta"):
             SparseJEPAForPreTraining(loaded)
