@@ -99,7 +99,9 @@ def options(draw: Any) -> tuple[type, dict[str, Any]]:
     kind = draw(st.sampled_from(list(NEEDED)))
     fields = fields_of(kind)
     names = draw(st.lists(st.sampled_from(list(fields)), min_size=1, max_size=3, unique=True))
-    return kind, {name: draw(sensible(name, fields[name]) if draw(st.booleans()) else VALUES) for name in names}
+    is_sound = draw(st.booleans())
+    sound = {name: is_sound or draw(st.booleans()) for name in names}
+    return kind, {name: draw(sensible(name, fields[name]) if sound[name] else VALUES) for name in names}
 
 
 def is_said(error: BaseException, given: dict[str, Any], printed: str = "") -> bool:

@@ -76,7 +76,7 @@ class ImageDataArguments:
         mean, std = getattr(self, "image_mean", None), getattr(self, "image_std", None)
         if (mean is None) != (std is None):
             raise ValueError("Of image_mean and image_std one is given alone; expected both, or neither.")
-        if mean is not None and len(mean) != len(std):
+        if mean is not None and std is not None and len(mean) != len(std):
             raise ValueError(f"image_mean is {mean} and image_std {std}; expected one number of each a channel.")
 
 
@@ -343,6 +343,7 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+\Z"), list("-+0123456789")
 )
+_KINDS = {yaml.MappingNode: "a mapping", yaml.SequenceNode: "a list", yaml.ScalarNode: "a single value"}
 _YAML = "tag:yaml.org,2002:"
 _PLAIN = {_YAML + name for name in ("bool", "float", "int", "map", "null", "seq", "str", "timestamp", "value")}
 
@@ -380,8 +381,7 @@ def _read_file(path: Path, option_types: Sequence[type]) -> dict[str, Any]:
 def _read_yaml(loader: _Loader, option_types: Sequence[type]) -> dict[str, Any]:
     node = loader.get_single_node()
     if not isinstance(node, yaml.MappingNode):
-        kinds = {yaml.SequenceNode: "a list", yaml.ScalarNode: "a single value"}
-        raise ValueError(f"it holds {kinds.get(type(node), 'nothing')}; expected a mapping of options to values.")
+        raise ValueError(f"it holds {_KINDS.get(type(node), 'nothing')}; expected a mapping of options to values.")
     _refuse_doubles(node)
     loader.flatten_mapping(node)
     known: dict[str, Any] = {}
@@ -466,7 +466,7 @@ def _written(node: yaml.Node) -> str:
     """A value as a message shows it."""
     if _is_null(node):
         return "null"
-    return shown(node.value) if isinstance(node, yaml.ScalarNode) else f"a {node.id}"
+    return shown(node.value) if isinstance(node, yaml.ScalarNode) else _KINDS[type(node)]
 
 
 # ---- back into a file ----
