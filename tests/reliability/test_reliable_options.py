@@ -119,9 +119,9 @@ def holds(value: Any, given: Any) -> bool:
         return isinstance(given, (dict, str))
     if isinstance(given, (list, tuple)):
         return isinstance(value, list) and (not value or len(value) == len(given))
-    if isinstance(value, list):
-        return value in ([], [given])
-    return bool(value == given) or str(value) == str(given).lower()
+    # An option that takes a text has the text that stands in the file.
+    texts = [given, str(given), str(given).lower(), yaml.safe_dump(given).splitlines()[0]]
+    return value in texts or value in ([], *([text] for text in texts))
 
 
 # Where nothing, or a word, stands for something else.
