@@ -71,9 +71,9 @@ def check_options(
 
 
 def require_in(name: str, value: Any, interval: str) -> None:
-    """Raises ValueError unless the number, or each number of the list, is finite and in the interval."""
+    """Raises ValueError unless the number, or each number of the list, is finite and in the interval; texts pass."""
     entries = value if isinstance(value, list) else [value]
-    if not all(_is_in(entry, interval) for entry in entries if entry is not None):
+    if not all(_is_in(entry, interval) for entry in entries if isinstance(entry, (int, float))):
         # What a float option takes may well be given as an integer.
         what = "numbers, each" if isinstance(value, list) else "a finite number"
         raise ValueError(f"{name} is {shown(value)}; expected {what} {_described(interval)}.")
