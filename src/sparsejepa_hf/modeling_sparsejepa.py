@@ -739,9 +739,9 @@ class SparseJEPAPreTrainedModel(PreTrainedModel):
             if "ignore_mismatched_sizes" not in str(error):
                 raise
             raise ValueError(
-                f"The weights of {str(pretrained_model_name_or_path)!r} do not fit the configuration: shapes differ, as "
-                "the log lists. Load with the configuration that they were saved with; ignore_mismatched_sizes=True "
-                "draws those that do not fit at random."
+                f"The weights of {str(pretrained_model_name_or_path)!r} do not fit the configuration: their "
+                "shapes differ, as the log lists. Load with the configuration that they were saved with; "
+                "ignore_mismatched_sizes=True draws those that do not fit at random."
             ) from error
         except OSError as error:
             if f"named {SAFE_WEIGHTS_NAME}" not in str(error):

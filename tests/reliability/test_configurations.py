@@ -12,7 +12,7 @@ import torch
 from hypothesis import strategies as st
 from transformers import AutoConfig
 
-from sparsejepa_hf import SparseJEPAConfig, SparseJEPAForPreTraining
+from sparsejepa_hf import SparseJEPAConfig, SparseJEPAForPreTraining, modeling_sparsejepa
 
 
 FUZZ = hypothesis.settings.get_profile("fuzz")
@@ -53,6 +53,10 @@ def changes(draw: Any) -> tuple[dict[str, Any], list[str]]:
     return changed, draw(st.lists(st.sampled_from(own), max_size=2))
 
 
+def empty_positions(width: int, grid: tuple[int, int]) -> torch.Tensor:
+    return torch.empty(grid[0] * grid[1], width)
+
+
 def same(value: Any, given: Any) -> bool:
     if isinstance(value, float) and isinstance(given, float) and math.isnan(given):
         return math.isnan(value)
@@ -66,7 +70,8 @@ def try_one(counts: dict[str, int], config: dict[str, Any], changed: dict[str, A
             loaded = SparseJEPAConfig.from_dict(config)
         else:
             (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-            is_ours = config.get("model_type") == "sparsejepa"
+            # Of what these say AutoConfig decides which class it is.
+            is_ours = config.get("model_type") == "sparsejepa" and "auto_map" not in changed
             loaded = (AutoConfig if is_ours and counts["cases"] % 2 else SparseJEPAConfig).from_pretrained(folder)
         with torch.device("meta"):
             SparseJEPAForPreTraining(loaded)
@@ -74,19 +79,15 @@ def try_one(counts: dict[str, int], config: dict[str, Any], changed: dict[str, A
         assert len(str(error)) < 4000
         counts["refused"] += 1
         return
-    for name in changed.keys() & SparseJEPAConfig._field_names():
+    for name in changed.keys() & SparseJEPAConfig.__annotations__.keys():
         # Without grouping what belongs to it is off, and a width that is not given follows from another.
-        if (
-            loaded.use_grouping
-            and changed[name] is not None
-            and name != "dtype"
-            and name[0] != "_"
-            and name != "id2label"
-        ):
+        if loaded.use_grouping and changed[name] is not None and name[0] != "_":
             assert same(getattr(loaded, name), changed[name]), name
 
 
-def test_a_changed_configuration_is_one_of_a_model_or_refused(tmp_path, written, record_fault):
+def test_a_changed_configuration_is_one_of_a_model_or_refused(tmp_path, written, monkeypatch, record_fault):
+    # Half of the time, for tables that hold nothing here.
+    monkeypatch.setattr(modeling_sparsejepa, "sincos_position_embeddings", empty_positions)
     counts = {"cases": 0, "refused": 0}
 
     @hypothesis.settings(FUZZ)

@@ -12,6 +12,7 @@ from sparsejepa_hf.training.options import (
     OPTION_TYPES,
     DataArguments,
     ModelArguments,
+    check_together,
     parse_options,
     write_options,
 )
@@ -242,3 +243,77 @@ def test_options_of_the_three_kinds_do_not_share_a_name():
     assert len(names) == len(set(names))
     assert {f.name for f in dataclasses.fields(ModelArguments)} == OWN_FIELDS | {"preset"}
     assert all(f.metadata["help"] for f in dataclasses.fields(DataArguments))
+
+
+# ---- what a file can hold ----
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("seed: 1\ndataset: x\nseed: 2\n", "the key 'seed' is on line 1 and on line 3"),
+        ("lr_scheduler_kwargs: {min_lr: 1, min_lr: 2}\n", "the key 'min_lr' is on line 1 and on line 1"),
+        ("seed: 1\n\tdataset: x\n", r"line 2: found character '\\t'"),
+        ("seed: [1, 2]\n", "line 1 sets seed to a list; expected an integer"),
+        ("seed: 1.5\n", "line 1 sets seed to '1.5'; expected an integer"),
+        ("\nprobe: perhaps\n", "line 2 sets probe to 'perhaps'; expected true or false"),
+        ("image_mean: [a]\n", "line 1 sets image_mean to a list; expected a list of numbers"),
+        ("seed: !!python/object/apply:os.getcwd []\n", "it has the tag .*os.getcwd; expected a plain value"),
+        ("lr_scheduler_kwargs: !!python/name:os.getcwd\n", "it has the tag .*os.getcwd; expected a plain value"),
+        ("lr_scheduler_kwargs: {min_lr: !!timestamp x}\n", "line 1 sets lr_scheduler_kwargs to a mapping; it cannot"),
+        ("[" * 2000, "nested too deeply"),
+        ("save_strategy: never\n", "save_strategy is 'never'; expected one of no, steps, epoch, best"),
+        ("weight_decay: -1\n", "weight_decay is -1.0; expected a finite number of at least 0"),
+        ("image_std: [0.5, 0, 0.5]\n", r"image_std is \[0.5, 0.0, 0.5\]; expected numbers, each above 0"),
+        ("image_mean: [0.5]\n", r"image_mean is \[0.5\] and image_std"),
+        ("shuffle_buffer: 0\n", "shuffle_buffer is 0; expected a finite number of at least 1"),
+        ("dataset_seed: 99999999999999999999\n", r"dataset_seed is 9{20}; expected an integer below 2\*\*63"),
+        ("train_split: ''\n", "train_split is empty; expected a text"),
+    ],
+)
+def test_what_a_file_cannot_say_is_refused_with_its_line_or_its_option(parse, text, said):
+    with pytest.raises(ValueError, match=said):
+        parse(text)
+
+
+def test_a_file_that_is_not_utf8_is_refused_with_the_place(tmp_path):
+    path = tmp_path / "options.yaml"
+    path.write_bytes("dataset: Bücher\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="options.yaml is not UTF-8: byte 10 is 0xfc"):
+        parse_options(OPTION_TYPES, [str(path)])
+
+
+def test_a_plain_value_is_the_text_that_stands_there(parse):
+    """YAML would make false of no, a number of 1.10 and a date of 2026-01-01, and leave 1e-3 a text."""
+    model, data, training = parse(
+        "save_strategy: no\ndataset_config_name: 1.10\ntrain_split: 2026-01-01\nrun_name: off\nlearning_rate: 1e-3\n"
+        "probe: off\nlr_scheduler_kwargs: {min_lr: 1e-5}\nimage_mean: [0, .5, 1e-1]\nmax_steps: 1_000\n"
+        "seed: &seed 3\ndata_seed: *seed\n<<: {warmup_steps: 7}\n"
+    )
+    assert training.save_strategy == "no" and training.run_name == "off" and data.probe is False
+    assert (data.dataset_config_name, data.train_split) == ("1.10", "2026-01-01")
+    assert (training.learning_rate, training.max_steps, training.warmup_steps) == (1e-3, 1000, 7)
+    assert training.lr_scheduler_kwargs == {"min_lr": 1e-5} and data.image_mean == [0.0, 0.5, 0.1]
+    assert training.seed == training.data_seed == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--num_channels", "1"], r"image_mean is \[0.5, 0.5, 0.5\].* num_channels 1; expected one number a channel"),
+        (["--load_size", "16"], "load_size is 16; expected at least image_size 32"),
+        (["--load_size", "48"], "load_size is 48 and image_size 32, which only crop resized"),
+        (["--crop_padding", "32"], "crop_padding is 32; expected less than image_size 32"),
+        (["--eval_strategy", "steps"], "eval_strategy is 'steps', but eval_split is none"),
+        (["--num_target_patches", "64"], "num_target_patches is 64"),
+    ],
+)
+def test_options_that_do_not_fit_the_model_are_refused_before_images_are_loaded(parse, flags, said):
+    model, data, training = parse(None, *flags)
+    with pytest.raises(ValueError, match=said):
+        check_together(data, training, model.build_config())
+
+
+def test_a_model_that_no_memory_holds_is_refused_by_its_options(parse):
+    with pytest.raises(ValueError, match="num_latents is 1000000000000; .* GB of memory. Lower num_latents"):
+        parse({"num_latents": 10**12})[0].build_config()

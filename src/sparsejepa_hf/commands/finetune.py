@@ -30,7 +30,6 @@ from ..training import (
     read_config,
     refuse_other_checkpoints,
     saves_when_preempted,
-    write_options,
 )
 
 

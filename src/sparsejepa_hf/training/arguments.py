@@ -230,7 +230,7 @@ class ImageTrainingArguments(TrainingArguments):
 
     def _try_schedule(self) -> None:
         """Makes the schedule of a long run, so that what it does not take is known before anything is loaded."""
-        given, name = dict(self.lr_scheduler_kwargs or {}), _text(self.lr_scheduler_type)  # type: ignore[arg-type]
+        given, name = dict(self.lr_scheduler_kwargs or {}), _text(self.lr_scheduler_type)
         optimizer, steps = torch.optim.SGD([torch.zeros(1)], lr=self.learning_rate), 10**9
         why = "it takes none" if given and name.startswith("constant") else None
         # Whatever a schedule stumbles over, these options made it.
@@ -244,8 +244,8 @@ class ImageTrainingArguments(TrainingArguments):
             why = f"{type(error).__name__}: {error}"
         if why is not None:
             raise ValueError(
-                f"lr_scheduler_kwargs is {shown(given)}, which with learning_rate {self.learning_rate} makes no "
-                f"schedule {name!r} between 0 and learning_rate ({why}); expected the arguments of that schedule."
+                f"lr_scheduler_kwargs is {shown(given)}, which with lr_scheduler_type {name!r} makes no schedule "
+                f"between 0 and learning_rate {self.learning_rate} ({why}); expected the arguments of that schedule."
             )
 
     def _warn_of_short_runs(self) -> None:

@@ -8,7 +8,7 @@ import os
 import reprlib
 import types
 import typing
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 
@@ -37,8 +37,8 @@ def shown(value: Any) -> str:
 
 def check_options(
     options: Any,
-    ranges: dict[str, str],
-    choices: dict[str, Collection[str]],
+    ranges: Mapping[str, str],
+    choices: Mapping[str, Collection[Any]],
     unchecked: Collection[str] = (),
 ) -> None:
     """Checks every field of a dataclass, and makes plain Python numbers and text of what only resembles them.
@@ -71,9 +71,9 @@ def check_options(
 
 
 def require_in(name: str, value: Any, interval: str) -> None:
-    """Raises ValueError unless the number, or each number of the list, is finite and in the interval."""
+    """Raises ValueError unless the number, or each number of the list, is finite and in the interval; texts pass."""
     entries = value if isinstance(value, list) else [value]
-    if not all(_is_in(entry, interval) for entry in entries if entry is not None):
+    if not all(_is_in(entry, interval) for entry in entries if isinstance(entry, (int, float))):
         # What a float option takes may well be given as an integer.
         what = "numbers, each" if isinstance(value, list) else "a finite number"
         raise ValueError(f"{name} is {shown(value)}; expected {what} {_described(interval)}.")
@@ -151,7 +151,7 @@ def _described(interval: str) -> str:
     return f"{'of at least' if interval[0] == '[' else 'above'} {low}"
 
 
-def _require_choice(name: str, value: Any, valid: Collection[str]) -> None:
+def _require_choice(name: str, value: Any, valid: Collection[Any]) -> None:
     for entry in value if isinstance(value, list) else [value]:
         if entry not in valid:
             raise ValueError(f"{name} is {shown(value)}; expected one of {', '.join(map(repr, valid))}.")

@@ -1,6 +1,7 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
 """A run's options: from a YAML file and flags, and back into a file that runs again."""
 
+import argparse
 import dataclasses
 import difflib
 import re
@@ -86,7 +87,7 @@ class ImageDataArguments:
         mean, std = getattr(self, "image_mean", None), getattr(self, "image_std", None)
         if (mean is None) != (std is None):
             raise ValueError("Of image_mean and image_std one is given alone; expected both, or neither.")
-        if mean is not None and len(mean) != len(std):
+        if mean is not None and std is not None and len(mean) != len(std):
             raise ValueError(f"image_mean is {mean} and image_std {std}; expected one number of each a channel.")
 
 
@@ -281,6 +282,15 @@ RECIPES = {path.stem: path for path in _FILES if not path.stem.startswith("queue
 
 # ---- from a file and flags ----
 
+_PACKAGE = __name__.partition(".")[0]
+# The options of transformers that --help describes.
+_SHOWN = (
+    *("output_dir", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
+    *("num_train_epochs", "max_steps", "seed", "bf16", "use_cpu", "torch_compile", "dataloader_num_workers"),
+    *("eval_strategy", "eval_steps", "save_strategy", "save_steps", "save_total_limit", "load_best_model_at_end"),
+    *("metric_for_best_model", "resume_from_checkpoint", "push_to_hub", "hub_model_id"),
+)
+
 
 def parse_options(
     option_types: Sequence[type], arguments: Sequence[str] | None = None, program: str | None = None
@@ -296,8 +306,9 @@ def parse_options(
         one instance of each dataclass.
 
     Raises:
-        ValueError: for a file that is missing, not a mapping, or has unknown keys.
-        SystemExit: for unknown flags, and without an output_dir, as argparse does.
+        ValueError: for a file that is missing or no YAML of options, and for values of another type, outside their
+            range, or that do not fit together.
+        SystemExit: for flags that are unknown or of another type, and without an output_dir, as argparse does.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     from_file: dict[str, Any] = {}
@@ -310,13 +321,29 @@ def parse_options(
     parser = HfArgumentParser(option_types, prog=program, allow_abbrev=False, usage=usage)
     # transformers would write into a folder of its own choice.
     parser._option_string_actions["--output_dir"].required = True
+    _shorten_help(parser, option_types)
     for action in parser._actions:
         if action.dest in from_file:
-            action.default, action.required = from_file[action.dest], False
+            action.default = from_file[action.dest]
+            action.required = action.required and action.default is None
     *parsed, unknown = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}; --help lists all")
     return tuple(parsed)
+
+
+def _shorten_help(parser: HfArgumentParser, option_types: Sequence[type]) -> None:
+    """Leaves of transformers' hundred options those that most runs set, and names the others."""
+    classes = [base for kind in option_types for base in kind.__mro__ if base.__module__.startswith(_PACKAGE)]
+    described = {name for base in classes for name in vars(base).get("__annotations__", {})} | {"help", *_SHOWN}
+    others = [action for action in parser._actions if action.dest not in described]
+    names = dict.fromkeys(f"--{action.dest}" for action in others)
+    parser.epilog = (
+        f"Also the other options of transformers' TrainingArguments, whose documentation describes them: "
+        f"{', '.join(names)}."
+    )
+    for action in others:
+        action.help = argparse.SUPPRESS
 
 
 def _find_recipe(name: str) -> Path:
@@ -343,6 +370,7 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+\Z"), list("-+0123456789")
 )
+_KINDS = {yaml.MappingNode: "a mapping", yaml.SequenceNode: "a list", yaml.ScalarNode: "a single value"}
 _YAML = "tag:yaml.org,2002:"
 _PLAIN = {_YAML + name for name in ("bool", "float", "int", "map", "null", "seq", "str", "timestamp", "value")}
 
@@ -380,8 +408,7 @@ def _read_file(path: Path, option_types: Sequence[type]) -> dict[str, Any]:
 def _read_yaml(loader: _Loader, option_types: Sequence[type]) -> dict[str, Any]:
     node = loader.get_single_node()
     if not isinstance(node, yaml.MappingNode):
-        kinds = {yaml.SequenceNode: "a list", yaml.ScalarNode: "a single value"}
-        raise ValueError(f"it holds {kinds.get(type(node), 'nothing')}; expected a mapping of options to values.")
+        raise ValueError(f"it holds {_KINDS.get(type(node), 'nothing')}; expected a mapping of options to values.")
     _refuse_doubles(node)
     loader.flatten_mapping(node)
     known: dict[str, Any] = {}
@@ -466,7 +493,7 @@ def _written(node: yaml.Node) -> str:
     """A value as a message shows it."""
     if _is_null(node):
         return "null"
-    return shown(node.value) if isinstance(node, yaml.ScalarNode) else f"a {node.id}"
+    return shown(node.value) if isinstance(node, yaml.ScalarNode) else _KINDS[type(node)]
 
 
 # ---- back into a file ----
