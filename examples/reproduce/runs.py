@@ -27,7 +27,7 @@ IJEPA_OPTIONS: dict[str, Any] = {"use_grouping": False}
 # Where a run writes and how it reports. Two runs that differ in these alone are the same run.
 _REPORTING = {"output_dir", "logging_dir", "run_name", "disable_tqdm", "report_to", "knn_steps", "probe"}
 _REPORTING |= {"logging_steps", "save_strategy", "save_steps", "save_total_limit", "dataloader_num_workers"}
-_REPORTING |= {"overwrite_output_dir"}
+_REPORTING |= {"overwrite_output_dir", "trust_paths"}
 # Without the grouping these have no effect.
 _OF_THE_GROUPING = {"sparsity_weight", "kl_weight", "latent_position", "latent_residual"}
 # Taken from the last line of the log that has them.
@@ -146,9 +146,9 @@ class Runs:
 
     def resolve(self, run: Run) -> dict[str, Any]:
         """All options of a run, checked as the run itself would check them."""
-        options = self._parse(run)
-        options[0].build_config()
-        return resolved_options(*options)
+        model, data, training = self._parse(run)
+        data.resolve_statistics(model.build_config().num_channels)
+        return resolved_options(model, data, training)
 
     def value(self, run: Run, option: str) -> Any:
         """The value of an option, of the model or of its training, that a run would use.

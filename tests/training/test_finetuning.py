@@ -224,7 +224,7 @@ def test_arguments_outside_their_ranges_are_refused(options, message, tmp_path):
 def test_data_arguments_outside_their_ranges_are_refused():
     for options, message in (
         ({"validation_fraction": 1.0}, "validation_fraction is 1.0"),
-        ({"validation_fraction": 0.0}, "set eval_strategy to no"),
+        ({"validation_fraction": 0.0}, "validation_fraction is 0.0; expected"),
         ({"image_mean": [0.5, 0.5, 0.5]}, "one is given alone"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -48,7 +48,7 @@ def test_flags_alone_will_do(parse):
 
 def test_types_survive_the_file(parse):
     model, data, training = parse(
-        "learning_rate: 1e-4\nema_momentum: 0.5\nimage_mean: [0.1, 0.2, 0.3]\nuse_grouping: false\nprobe: false\n"
+        "learning_rate: 1e-4\nema_momentum: 0.5\nimage_mean: [0.1, 0.2, 0.3]\nimage_std: [0.4, 0.5, 0.6]\nuse_grouping: false\nprobe: false\n"
         "streaming: true\nimage_size: [16, 32]\nlr_scheduler_kwargs: {min_lr: 1.0e-5}\nsave_strategy: epoch\n"
         "dataset_config_name: '1'\nmax_grad_norm: 2\n"
     )
@@ -265,7 +265,8 @@ def test_options_of_the_three_kinds_do_not_share_a_name():
         ("save_strategy: never\n", "save_strategy is 'never'; expected one of no, steps, epoch, best"),
         ("weight_decay: -1\n", "weight_decay is -1.0; expected a finite number of at least 0"),
         ("image_std: [0.5, 0, 0.5]\n", r"image_std is \[0.5, 0.0, 0.5\]; expected numbers, each above 0"),
-        ("image_mean: [0.5]\n", r"image_mean is \[0.5\] and image_std"),
+        ("image_mean: [0.5]\n", "Of image_mean and image_std one is given alone"),
+        ("image_mean: [0.5]\nimage_std: [0.5, 0.5]\n", r"image_mean is \[0.5\] and image_std"),
         ("shuffle_buffer: 0\n", "shuffle_buffer is 0; expected a finite number of at least 1"),
         ("dataset_seed: 99999999999999999999\n", r"dataset_seed is 9{20}; expected an integer below 2\*\*63"),
         ("train_split: ''\n", "train_split is empty; expected a text"),
@@ -287,7 +288,7 @@ def test_a_plain_value_is_the_text_that_stands_there(parse):
     """YAML would make false of no, a number of 1.10 and a date of 2026-01-01, and leave 1e-3 a text."""
     model, data, training = parse(
         "save_strategy: no\ndataset_config_name: 1.10\ntrain_split: 2026-01-01\nrun_name: off\nlearning_rate: 1e-3\n"
-        "probe: off\nlr_scheduler_kwargs: {min_lr: 1e-5}\nimage_mean: [0, .5, 1e-1]\nmax_steps: 1_000\n"
+        "probe: off\nlr_scheduler_kwargs: {min_lr: 1e-5}\nimage_mean: [0, .5, 1e-1]\nimage_std: [1, 1, 1]\nmax_steps: 1_000\n"
         "seed: &seed 3\ndata_seed: *seed\n<<: {warmup_steps: 7}\n"
     )
     assert training.save_strategy == "no" and training.run_name == "off" and data.probe is False
@@ -300,7 +301,6 @@ def test_a_plain_value_is_the_text_that_stands_there(parse):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--num_channels", "1"], r"image_mean is \[0.5, 0.5, 0.5\].* num_channels 1; expected one number a channel"),
         (["--load_size", "16"], "load_size is 16; expected at least image_size 32"),
         (["--load_size", "48"], "load_size is 48 and image_size 32, which only crop resized"),
         (["--crop_padding", "32"], "crop_padding is 32; expected less than image_size 32"),

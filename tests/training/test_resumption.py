@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from sparsejepa_hf.data import ImageDataset, ResidentImages, StreamingImageDataset, build_scenes, collate_pixels
 from sparsejepa_hf.training import FineTuningArguments, FineTuningTrainer, load_classifier
+from sparsejepa_hf.training.checkpoints import MANIFEST_NAME
 from sparsejepa_hf.training.resumption import RUN_RECORD, describe_data
 
 
@@ -157,7 +158,9 @@ def test_names_are_words_or_have_commas_between_them(make_trainer):
 
 def test_a_checkpoint_without_a_record_goes_on_with_a_warning(stopped, make_trainer, hear_warnings):
     checkpoint = stopped()
+    # An older one has no manifest either.
     (Path(checkpoint) / RUN_RECORD).unlink()
+    (Path(checkpoint) / MANIFEST_NAME).unlink()
     make_trainer(**STEPS).train(resume_from_checkpoint=checkpoint)
     assert any("does not say what its run was started with" in message for message in hear_warnings.messages)
 
@@ -165,6 +168,7 @@ def test_a_checkpoint_without_a_record_goes_on_with_a_warning(stopped, make_trai
 def test_a_damaged_record_is_refused(stopped, make_trainer):
     checkpoint = stopped()
     (Path(checkpoint) / RUN_RECORD).write_text('{"arguments": 3}')
+    (Path(checkpoint) / MANIFEST_NAME).unlink()
     with pytest.raises(ValueError, match=r"run_options\.json cannot be read .*Resume from another checkpoint"):
         make_trainer(**STEPS).train(resume_from_checkpoint=checkpoint)
 

@@ -69,7 +69,7 @@ def test_undecodable_images_are_counted_over_processes_but_cached_ones_once():
 
 def test_what_depends_on_channels_and_values_is_resolved_for_the_options_file(folder, make_small_config, tmp_path):
     """Levels lie from 40 to 203; the short side of a rectangle is load_size."""
-    arguments = SparseJEPATrainingArguments(str(tmp_path / "run"), use_cpu=True, report_to="none")
+    arguments = SparseJEPATrainingArguments(str(tmp_path / "run"), use_cpu=True, report_to="none", crop="resized")
     options = DataArguments(dataset=folder, value_range=["measure"], load_size=12)
     config = make_small_config(num_channels=1, image_size=[8, 16])
     train = load_pretraining_data(options, arguments, config).train
@@ -82,7 +82,7 @@ def test_statistics_and_ranges_that_fit_nothing_are_refused(folder, make_small_c
     arguments = SparseJEPATrainingArguments(str(tmp_path / "run"), use_cpu=True, report_to="none", max_steps=1)
     config = make_small_config(num_channels=1)
     for options, message in (
-        ({"image_mean": [0.5, 0.5, 0.5]}, r"image_mean is .*, and num_channels 1; expected one number for each"),
+        ({"image_mean": [0.5] * 3, "image_std": [0.5] * 3}, r"image_mean is .*, and num_channels 1; expected one number for each"),
         ({"value_range": ["0"]}, "value_range is .*; expected two finite numbers"),
         ({"value_range": ["many", "few"]}, "value_range is .*; expected two finite numbers"),
         ({"value_range": ["measure"], "streaming": True}, "a stream are read once; give two numbers"),

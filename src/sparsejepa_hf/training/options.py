@@ -203,12 +203,7 @@ def check_together(data: DataArguments, training: SparseJEPATrainingArguments, c
     Raises:
         ValueError: they do not fit it, or the masks cannot exist on its grid.
     """
-    sides, channels = config.image_sides, config.num_channels
-    if len(data.image_mean) != channels:
-        raise ValueError(
-            f"image_mean is {data.image_mean}, image_std {data.image_std} and num_channels {channels}; expected one "
-            f"number a channel, such as {[0.5] * min(channels, 3)}."
-        )
+    sides = config.image_sides
     if training.crop == "pad" and training.crop_padding >= min(sides):
         raise ValueError(f"crop_padding is {training.crop_padding}; expected less than image_size {min(sides)}.")
     if data.load_size is not None and data.load_size != min(sides):

@@ -146,7 +146,8 @@ def _bytes_of(dataset: Any, place: int, collate: Any) -> bytes:
         return dataset.gather(torch.tensor([place], device=dataset.device)).cpu().numpy().tobytes()
     if isinstance(dataset, ImageDataset) and dataset.pixel_values is None:
         # Not decoded: what is decoded here would count among the images that the run has seen.
-        return f"{dataset.image_size}".encode() + dataset.encoded(place)
+        form = dataset.pixel_format
+        return f"{form.shape}{form.value_range}".encode() + dataset.encoded(place)
     # Labels are left out: pre-training does not see them, and the classes are compared by name.
     return collate([dataset[place]])["pixel_values"].contiguous().cpu().numpy().tobytes()
 
