@@ -133,7 +133,7 @@ class _SaveWhenAsked(TrainerCallback):
         if state.is_world_process_zero:
             print(
                 f"The run was asked to end, and ended after step {state.global_step} of {state.max_steps}: it is not "
-                f"finished. {args.output_dir} has its checkpoint; the same command with --resume_from_checkpoint true "
+                f"finished. {args.output_dir} has its checkpoint; the same command with --resume_from_checkpoint auto "
                 "goes on.",
                 file=sys.stderr,
                 flush=True,

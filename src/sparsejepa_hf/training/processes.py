@@ -162,5 +162,5 @@ def explain_silence(trainer: Trainer) -> Iterator[None]:
         raise LostProcessError(
             f"Another process {did} after step {trainer.state.global_step}, so process {arguments.process_index} of "
             f"{arguments.world_size} ends too. Look for the first error among the processes, then go on with "
-            f"--resume_from_checkpoint true.{hint}"
+            f"--resume_from_checkpoint auto.{hint}"
         ) from error
