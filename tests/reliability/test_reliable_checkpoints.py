@@ -222,9 +222,8 @@ def test_a_run_killed_at_random_moments_goes_on_to_the_same_end(whole, train, tm
     record_fault("checkpoints", fault, injected=kills, held=kills, weights="bit-equal")
 
 
-def test_a_checkpoint_that_is_written_over_is_there_at_every_moment(whole, train, tmp_path, record_fault):
-    """A run begun again in its folder by code overwrites its checkpoints step by step; one that is whole is always
-    there."""
+def test_nothing_is_lost_when_a_run_is_begun_again_in_its_folder(whole, train, tmp_path, record_fault):
+    """By code, which no command refuses: each earlier checkpoint is in its place or set aside, and whole."""
     folder = tmp_path / "again"
     shutil.copytree(whole, folder)
     again = lambda: train(folder, max_steps=STEPS, save_steps=STEPS)  # noqa: E731
@@ -233,11 +232,13 @@ def test_a_checkpoint_that_is_written_over_is_there_at_every_moment(whole, train
         shutil.rmtree(folder)
         shutil.copytree(whole, folder)
         assert not in_a_child(lambda: (kill_at(moment, folder), again())[1])  # noqa: B023
-        assert choose_checkpoint(str(folder), "auto") == str(folder / f"checkpoint-{STEPS}")
+        for earlier in checkpoints_in(whole):
+            places = (folder / earlier.name, folder / f"_abandoned-{earlier.name}")
+            assert any(place.is_dir() and not faults_of(place) for place in places)
         assert weights_in(folder).keys() == weights_in(whole).keys()
         train(folder, "auto")
         assert_ended_alike(folder, whole)
-    fault = "SIGKILL before an operation on files while a checkpoint is replaced"
+    fault = "SIGKILL before an operation on files while a run is begun again in its folder"
     record_fault("checkpoints", fault, injected=len(moments), held=len(moments), weights="bit-equal")
 
 
