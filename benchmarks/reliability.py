@@ -57,6 +57,8 @@ _SOAK = {
     "disable_tqdm": True,
     "use_cpu": True,
 }
+# The second compares many processes with one.
+_TESTS = ("tests/reliability", "tests/training/test_distributed.py")
 _WATCHED = {"resident": "MB", "descriptors": "", "threads": "", "processes": ""}
 
 
@@ -71,7 +73,7 @@ def inject(plan: dict[str, float], threads: int) -> dict[str, Any]:
             "SPARSEJEPA_STREAM_IMAGES": str(int(plan["images"])),
             "SPARSEJEPA_RELIABILITY_RECORD": str(record),
         }
-        command = [sys.executable, "-m", "pytest", "tests/reliability", "-q", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", *_TESTS, "-q", "-p", "no:cacheprovider"]
         began = time.perf_counter()
         run = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
         print(run.stdout)
