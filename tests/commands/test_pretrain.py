@@ -155,7 +155,7 @@ def test_a_configuration_name_without_a_hub_data_set_is_refused(run):
 
 def test_means_of_another_number_of_channels_are_refused_before_any_data_is_read(run):
     with pytest.raises(ValueError, match=r"image_mean is \[0.5, 0.5, 0.5\], and num_channels 1; expected one"):
-        run(num_channels=1, image_mean=[0.5, 0.5, 0.5], dataset="nowhere/at-all")
+        run(num_channels=1, image_mean=[0.5] * 3, image_std=[0.5] * 3, dataset="nowhere/at-all")
 
 
 def test_scenes_are_rendered_at_the_model_s_size(run, monkeypatch):

@@ -64,7 +64,7 @@ FAILURES: dict[str, tuple[str, dict[str, Any], dict[str, Any], Any]] = {
 
 
 def alarms_of(caplog) -> list[str]:
-    return [message for message in caplog.messages if "The run stops here" in message or "The run goes on" in message]
+    return [message for message in caplog.messages if message.endswith(("The run stops here.", "The run goes on."))]
 
 
 # ---- models made to fail ----

@@ -247,7 +247,7 @@ def test_nothing_is_lost_when_a_run_is_begun_again_in_its_folder(whole, train, t
 
 def test_a_branch_that_was_left_is_never_taken(train, tmp_path, record_fault):
     """A run goes back to its first checkpoint with other options, and is killed before and after its next save."""
-    other = {"learning_rate": 1e-2, "save_total_limit": None}
+    other = {"learning_rate": 1e-2, "resume_with_changes": ["learning_rate"], "save_total_limit": None}
     folder, expected = tmp_path / "run", tmp_path / "expected"
     train(tmp_path / "origin", save_total_limit=None)
     shutil.copytree(tmp_path / "origin", expected)

@@ -316,8 +316,11 @@ class ImageTrainer(Trainer):
         """
         wish = resume_wish(resume_from_checkpoint)
         choice = self._choose_checkpoint(wish)
+        first = 0
         if choice is not None:
             self._compare_with_run(choice)
+            # The folder may be deleted as the oldest.
+            first = step_of(choice)
         if self.args.should_save:
             set_newer_aside(self.args.output_dir, choice)
         self.accelerator.wait_for_everyone()
@@ -330,7 +333,7 @@ class ImageTrainer(Trainer):
             loss = torch.tensor(output.training_loss, device=self.args.device)
             self._require_finite(float(self._average(loss)))
         if choice is not None:
-            output.metrics["resumed_from_step"] = first = step_of(choice)
+            output.metrics["resumed_from_step"] = first
             if first >= output.global_step:
                 # The run was finished: a mean and a speed of no step are none.
                 for name in ("train_loss", "train_samples_per_second", "train_steps_per_second"):

@@ -88,8 +88,8 @@ def written_aside(folder: str) -> Iterator[str]:
 
 
 def delete_oldest(run_dir: str, limit: int | None, best: str | None) -> None:
-    """As `rotate_checkpoints` of transformers, which goes by `save_total_limit`, but by steps, since a copy of a run has
-    other times, and what is half deleted is no longer in its place."""
+    """As `rotate_checkpoints` of transformers, which goes by `save_total_limit`, but by steps, since a copy of a run
+    has other times; and what is half deleted is no longer in its place."""
     if limit is None:
         return
     ordered = checkpoints_in(run_dir)[::-1]
@@ -198,8 +198,8 @@ def require_best(folder: str) -> None:
     """
     if faults := faults_of(folder, is_resumed=False):
         raise ValueError(
-            f"The best checkpoint {folder} cannot be loaded at the run's end: {'; '.join(faults)}. Copy it back, and go "
-            "on by --resume_from_checkpoint auto; or set load_best_model_at_end to false, to keep the last weights."
+            f"The best checkpoint {folder} cannot be loaded at the run's end: {'; '.join(faults)}. Copy it back, and "
+            "go on by --resume_from_checkpoint auto; or set load_best_model_at_end to false, to keep the last weights."
         )
 
 
