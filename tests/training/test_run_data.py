@@ -82,7 +82,10 @@ def test_statistics_and_ranges_that_fit_nothing_are_refused(folder, make_small_c
     arguments = SparseJEPATrainingArguments(str(tmp_path / "run"), use_cpu=True, report_to="none", max_steps=1)
     config = make_small_config(num_channels=1)
     for options, message in (
-        ({"image_mean": [0.5] * 3, "image_std": [0.5] * 3}, r"image_mean is .*, and num_channels 1; expected one number for each"),
+        (
+            {"image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+            r"image_mean is .*, and num_channels 1; expected one number for each",
+        ),
         ({"value_range": ["0"]}, "value_range is .*; expected two finite numbers"),
         ({"value_range": ["many", "few"]}, "value_range is .*; expected two finite numbers"),
         ({"value_range": ["measure"], "streaming": True}, "a stream are read once; give two numbers"),
