@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -56,6 +57,8 @@ _SOAK = {
     "disable_tqdm": True,
     "use_cpu": True,
 }
+# The second compares many processes with one.
+_TESTS = ("tests/reliability", "tests/training/test_distributed.py")
 _WATCHED = {"resident": "MB", "descriptors": "", "threads": "", "processes": ""}
 
 
@@ -70,7 +73,7 @@ def inject(plan: dict[str, float], threads: int) -> dict[str, Any]:
             "SPARSEJEPA_STREAM_IMAGES": str(int(plan["images"])),
             "SPARSEJEPA_RELIABILITY_RECORD": str(record),
         }
-        command = [sys.executable, "-m", "pytest", "tests/reliability", "-q", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", *_TESTS, "-q", "-p", "no:cacheprovider"]
         began = time.perf_counter()
         run = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
         print(run.stdout)
@@ -182,7 +185,10 @@ def main() -> None:
     options: argparse.Namespace = flags.parse_args()
     origin, plan = start(options), PLANS[options.effort]
     threads = 1
-    measured = {**inject(plan, threads), "soak": soak(plan, threads, options.seed), "plan": plan}
+    # Side by side: the soak is watched for what grows, not for its speed.
+    with ThreadPoolExecutor(1) as beside:
+        run = beside.submit(soak, plan, threads, options.seed)
+        measured = {**inject(plan, threads), "soak": run.result(), "plan": plan}
     shown = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
     shown.pop("results_dir")
     record = {"benchmark": "reliability", **origin, "options": shown, **measured}

@@ -10,6 +10,7 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import contextlib  # noqa: E402
+import json  # noqa: E402
 import runpy  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
@@ -31,6 +32,8 @@ from sparsejepa_hf.masking import MultiBlockMaskSampler  # noqa: E402
 # Beside this file; pytest puts its folder on the path.
 pytest_plugins = ["tiny_trainers"]
 
+# Where the long form of tests/reliability writes down what was broken on purpose, and held.
+_RECORD = os.environ.get("SPARSEJEPA_RELIABILITY_RECORD")
 DATA_DIR = Path(os.environ.get("SPARSEJEPA_SHARED_DATA", Path(__file__).parents[1].parent / "shared" / "data"))
 
 # Tiny tensors: more threads cost more than they give, and xdist's workers have a core each at most.
@@ -191,3 +194,20 @@ def runs_in_process() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("examples.reproduce.runs.subprocess", SimpleNamespace(run=run, STDOUT=subprocess.STDOUT))
         yield
+
+
+@pytest.fixture
+def record_fault() -> Callable[..., None]:
+    """`record_fault(kind, fault, injected=n, held=n, **figures)`: a row of the published table of faults.
+
+    Rows are appended to the file that `SPARSEJEPA_RELIABILITY_RECORD` names; without it nothing is written. Tests call
+    it after their assertions: what did not hold fails, and is never written as held.
+    """
+
+    def record(kind: str, fault: str, *, injected: int, held: int, **figures: Any) -> None:
+        if _RECORD is not None:
+            row = {"kind": kind, "fault": fault, "injected": injected, "held": held, **figures}
+            with Path(_RECORD).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+    return record

@@ -116,7 +116,7 @@ def test_a_process_that_falls_silent_ends_the_run(tmp_path, record_fault, name, 
         assert run.wait(timeout=100) != 0
     finally:
         two_nodes.kill(run)
-    assert "--resume_from_checkpoint true" in log.read_text()
+    assert "--resume_from_checkpoint auto" in log.read_text()
     assert not (out / "pretraining_results.json").exists()
     record_fault("processes", fault, injected=1, held=1, seconds_to_the_sentence=round(waited, 1))
 

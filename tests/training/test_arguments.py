@@ -246,8 +246,8 @@ def test_each_argument_changes_what_a_run_of_two_steps_does(observe, seen, name,
 
 
 def test_every_argument_of_ours_stands_in_the_list_of_those_that_change_something():
-    # Where the images lie, what lay in the folder and what may differ at a resume is to change nothing; they are tested
-    # with the Trainer.
+    # Where the images lie, what lay in the folder and what may differ at a resume is to change nothing. All three are
+    # tested with the Trainer.
     others = {"data_on_device", "overwrite_output_dir", "resume_with_changes"}
     assert {name for name, _, _ in CHANGES} == OWN - others
 

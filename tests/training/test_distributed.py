@@ -200,7 +200,7 @@ MONITORS = ("zero_columns", "selectivity", "generator_norm", "group_gradient_nor
     ],
 )
 def test_processes_train_what_one_trains_with_their_batches_together(
-    trained, assert_same_weights, name, of_one, num_processes
+    trained, assert_same_weights, record_fault, name, of_one, num_processes
 ):
     """Masks, augmentation, noise, EMA and proximal step on; with and without accumulation. Only rounding differs."""
     (weights, expected), (found, result) = trained[1][of_one], trained[1][name]
@@ -217,6 +217,18 @@ def test_processes_train_what_one_trains_with_their_batches_together(
     for schedule in SCHEDULES:
         assert logged(result, schedule) == logged(expected, schedule) and len(logged(result, schedule)) == 20
     assert result["eval_loss"] == pytest.approx(expected["eval_loss"], rel=1e-5)
+    losses = (logged(result, "loss"), logged(expected, "loss"))
+    engine = "FSDP2" if "sharded" in name else "DDP"
+    optimizer = "AdamW" if "Adam" in name else "SGD"
+    accumulated = ", accumulated" if "accumulation_steps" in str(RUNS[num_processes][name]) else ""
+    record_fault(
+        "processes",
+        f"20 steps of {num_processes} processes beside those of one: {engine}, {optimizer}{accumulated}",
+        injected=1,
+        held=1,
+        weights_differ_by=max(float((found[key] - weights[key]).abs().max()) for key in weights),
+        losses_differ_by=max(abs(a / b - 1) for a, b in zip(*losses, strict=True)),
+    )
 
 
 @pytest.mark.slow

@@ -48,7 +48,8 @@ def test_flags_alone_will_do(parse):
 
 def test_types_survive_the_file(parse):
     model, data, training = parse(
-        "learning_rate: 1e-4\nema_momentum: 0.5\nimage_mean: [0.1, 0.2, 0.3]\nimage_std: [0.4, 0.5, 0.6]\nuse_grouping: false\nprobe: false\n"
+        "learning_rate: 1e-4\nema_momentum: 0.5\nimage_mean: [0.1, 0.2, 0.3]\nimage_std: [0.4, 0.5, 0.6]\n"
+        "use_grouping: false\nprobe: false\n"
         "streaming: true\nimage_size: [16, 32]\nlr_scheduler_kwargs: {min_lr: 1.0e-5}\nsave_strategy: epoch\n"
         "dataset_config_name: '1'\nmax_grad_norm: 2\n"
     )
@@ -288,7 +289,8 @@ def test_a_plain_value_is_the_text_that_stands_there(parse):
     """YAML would make false of no, a number of 1.10 and a date of 2026-01-01, and leave 1e-3 a text."""
     model, data, training = parse(
         "save_strategy: no\ndataset_config_name: 1.10\ntrain_split: 2026-01-01\nrun_name: off\nlearning_rate: 1e-3\n"
-        "probe: off\nlr_scheduler_kwargs: {min_lr: 1e-5}\nimage_mean: [0, .5, 1e-1]\nimage_std: [1, 1, 1]\nmax_steps: 1_000\n"
+        "probe: off\nlr_scheduler_kwargs: {min_lr: 1e-5}\nimage_mean: [0, .5, 1e-1]\nimage_std: [1, 1, 1]\n"
+        "max_steps: 1_000\n"
         "seed: &seed 3\ndata_seed: *seed\n<<: {warmup_steps: 7}\n"
     )
     assert training.save_strategy == "no" and training.run_name == "off" and data.probe is False

@@ -77,7 +77,7 @@ def trainer(world_size):
     ],
 )
 def test_a_failed_exchange_says_what_it_means_and_what_to_do(raised, said):
-    with pytest.raises(LostProcessError, match=f"{said}.*--resume_from_checkpoint true") as caught:
+    with pytest.raises(LostProcessError, match=f"{said}.*--resume_from_checkpoint auto") as caught:
         with explain_silence(trainer(2)):
             raise RuntimeError(raised)
     assert raised in str(caught.value.__cause__)
