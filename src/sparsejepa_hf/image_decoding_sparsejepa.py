@@ -17,53 +17,36 @@ from functools import lru_cache
 from typing import Any, TypeAlias, cast
 
 import numpy as np
-from PIL import (
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    ImageCms,
-    ImageOps,
-    Jpeg2KImagePlugin,
-    JpegImagePlugin,
-    PngImagePlugin,
-    PpmImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+from PIL import Image, ImageCms, ImageOps
 
-
-try:
-    from PIL import AvifImagePlugin
-except ImportError:
-    AvifImagePlugin = None  # type: ignore[assignment]
 
 ValueRange: TypeAlias = tuple[float, float]
 
-# Readers without a signature would take any bytes for an image; that of EPS starts Ghostscript.
-_PLUGINS = {
-    "WEBP": WebPImagePlugin,
-    "PNG": PngImagePlugin,
-    "JPEG": JpegImagePlugin,
-    "TIFF": TiffImagePlugin,
-    "BMP": BmpImagePlugin,
-    "DIB": BmpImagePlugin,
-    "GIF": GifImagePlugin,
-    "PPM": PpmImagePlugin,
-    "JPEG2000": Jpeg2KImagePlugin,
-    "AVIF": AvifImagePlugin,
-}
-# The formats of image files that are read; beside them `.npy`.
-FORMATS = tuple(name for name, plugin in _PLUGINS.items() if plugin is not None)
+# The formats of image files that are read, WebP first since its reader would be tried late; beside them `.npy`. Others
+# of PIL's readers would take any bytes for an image, and that of EPS starts Ghostscript.
+Image.init()
+FORMATS = tuple(
+    name
+    for name in ("WEBP", "PNG", "JPEG", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "AVIF")
+    if name in Image.OPEN
+)
 
 _NPY_SIGNATURE, _PNG_SIGNATURE = b"\x93NUMPY", b"\x89PNG\r\n\x1a\n"
 _TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Chunks of a PNG that tell nothing about its pixels, and may be damaged or longer than PIL allows.
 _PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
-_SAMPLES_PER_PIXEL_TAG = 277
-# What a TIFF says that its samples are.
-_BLACK_IS_ZERO, _RGB = 1, 2
-_UNCOMPRESSED = 1
+_BITS_TAG, _SAMPLES_TAG, _PLANES_TAG, _SIGN_TAG = 258, 277, 284, 339
 _ORIENTATION_TAG = 0x0112
+# What a TIFF says of its samples: what they are, that each channel lies in a plane of its own, and their sign.
+_BLACK_IS_ZERO, _RGB = 1, 2
+_IN_PLANES = 2
+_UNSIGNED, _SIGNED = 1, 2
+_ALPHAS = (1, 2)
+_UNCOMPRESSED = 1
+# Begins what a JPEG 2000 says of its channels.
+_JPEG2000_SIZE = b"\xff\x51"
+# Where a PNG says how many bits a value has.
+_PNG_BITS = 24
 # How an image comes upright, by its EXIF orientation.
 _TURNS: dict[Any, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -367,7 +350,7 @@ def _decode(content: bytes, num_channels: int, value_range: ValueRange | None) -
         opened = Image.open(io.BytesIO(content), formats=FORMATS)
         pixels = _require_size(*opened.size)
         may_lose = value_range is not None or opened.format == "TIFF"
-        lost = _lost(opened, num_channels, value_range) if may_lose else None
+        lost = _lost(opened, content, num_channels, value_range) if may_lose else None
         if not lost and pixels > _LARGE:
             with _large_image:
                 opened.load()
@@ -405,7 +388,6 @@ def _undecodable(error: Exception, content: bytes = b"") -> Exception:
 
 def _format_of(content: bytes) -> str | None:
     """The format that PIL would take the bytes for, by their beginning alone."""
-    Image.init()
     for name, (_, accepts) in Image.OPEN.items():
         # Some look at bytes that are not there.
         with contextlib.suppress(Exception):
@@ -425,64 +407,92 @@ def _require_size(width: int, height: int) -> int:
     return pixels
 
 
-def _lost(opened: Any, num_channels: int, value_range: ValueRange | None) -> str | None:
-    """What PIL would leave out of a file's values though it is asked for."""
+def _lost(opened: Any, content: bytes, num_channels: int, value_range: ValueRange | None) -> str | None:
+    """Why PIL would not give the values that are asked for as the file holds them; None: it does."""
     if opened.format == "TIFF":
-        samples, bands = opened.tag_v2.get(_SAMPLES_PER_PIXEL_TAG, 1), len(opened.getbands())
+        tags, bands = opened.tag_v2, len(opened.getbands())
+        samples, sign = tags.get(_SAMPLES_TAG, 1), tags.get(_SIGN_TAG, (_UNSIGNED,))[0]
         # RGB with one more is RGB to whoever asks for that.
         if samples > bands and opened.mode != "P" and (bands < 3 or num_channels not in (1, 3)):
             return f"PIL reads {bands} of its {samples} channels"
-    if value_range is not None and opened.format in ("PNG", "TIFF"):
-        if opened.mode[0] not in "IF" and ";16" in repr(opened.tile):
-            return "PIL reads 16-bit colours at 8 bits, to which no value_range applies: save it as TIFF or .npy"
+        if (opened.mode, sign) in (("L", _SIGNED), ("I", _UNSIGNED)):
+            return "PIL mistakes the sign of its values"
+        if tags.get(_PLANES_TAG) == _IN_PLANES and _is_scaled(opened, content):
+            return "PIL reads no 16-bit colours in planes"
+    if value_range is not None and _is_scaled(opened, content):
+        return "PIL scales its values, and value_range is of those in the file: save it as TIFF or .npy"
     return None
 
 
+def _is_scaled(opened: Any, content: bytes) -> bool:
+    """Whether PIL brings a file's values of another depth to 8 bits, or to 16."""
+    is_wide = opened.mode[0] in "IF"
+    if opened.format == "TIFF":
+        return not is_wide and max(opened.tag_v2.get(_BITS_TAG, (1,))) > 8
+    if opened.format == "PNG":
+        return not is_wide and content[_PNG_BITS] > 8
+    if opened.format == "PPM":
+        # Where it scales, the mode and the highest value that there may be.
+        arguments = opened.tile[0].args
+        return not isinstance(arguments, str) and arguments[1] not in (0, 65535 if is_wide else 255)
+    if opened.format == "JPEG2000":
+        bits = 1 + (content[content.index(_JPEG2000_SIZE) + 40] & 0x7F)
+        return bits != (16 if is_wide else 8)
+    return False
+
+
 def _from_npy(content: bytes) -> np.ndarray:
-    file = io.BytesIO(content)
     try:
-        version = np.lib.format.read_magic(file)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, is_fortran, dtype = read_header(file)
-        if dtype.hasobject:
-            raise UndecodableImageError("its values are Python objects, which are not loaded: expected numbers")
-        array: Any = np.frombuffer(content, dtype, math.prod(shape), file.tell())
-        array = array.reshape(shape, order="F" if is_fortran else "C")
+        array: Any = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
     except Exception as error:
         raise _undecodable(error) from error
     if array.ndim > 1:
         _require_size(array.shape[1], array.shape[0])
-    return array.astype(dtype.newbyteorder("="), copy=False)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _from_tiff(content: bytes, num_channels: int, reason: UndecodableImageError) -> np.ndarray:
-    """The first page of a TIFF that PIL does not read for that reason, as (H, W) or (H, W, C)."""
+    """The first page of a TIFF that PIL does not read for that reason, as (H, W) or (H, W, C), upright.
+
+    Grey pages, as many as there are to be channels, are the channels: so microscopes store them.
+    """
     try:
         tifffile = importlib.import_module("tifffile")
     except ImportError:
         raise UndecodableImageError(f"{reason} (the package tifffile may read it: pip install tifffile)") from reason
     try:
         with tifffile.TiffFile(io.BytesIO(content)) as file:
-            page = file.pages[0]
-            _require_size(page.imagewidth, page.imagelength)
-            if page.samplesperpixel not in (1, 2, 3, 4, num_channels) or page.axes not in ("YX", "YXS", "SYX"):
-                raise UndecodableImageError(
-                    f"it has {page.samplesperpixel} channels, but {num_channels} are expected (axes {page.axes})"
-                )
-            # Of other kinds, such as palettes and CMYK, the samples are no grey and no colours. What is missing would
-            # be filled with zeros.
-            ends = [
-                offset + count for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True) if count
-            ]
-            is_whole = len(ends) == math.prod(page.chunked) and max(ends) <= len(content)
-            if page.compression == _UNCOMPRESSED:
-                is_whole = is_whole and sum(page.databytecounts) >= page.nbytes
-            if not is_whole or page.photometric not in (_BLACK_IS_ZERO, _RGB):
-                raise reason
-            array = page.asarray(maxworkers=1)
+            pages = [file.pages[0]]
+            if num_channels not in _MODES and pages[0].samplesperpixel == 1 and len(file.pages) == num_channels:
+                pages = list(file.pages)
+            arrays = [_from_page(page, len(content), num_channels // len(pages), reason) for page in pages]
+            return np.dstack(arrays) if len(pages) > 1 else arrays[0]
     except Exception as error:
         raise _undecodable(error, content) from error
-    return np.moveaxis(array, 0, -1) if page.axes == "SYX" else array
+
+
+def _from_page(page: Any, length: int, num_channels: int, reason: UndecodableImageError) -> np.ndarray:
+    _require_size(page.imagewidth, page.imagelength)
+    count, is_rgb = page.samplesperpixel, page.photometric == _RGB
+    # What lies beside grey or colours is transparency only where it is said to be.
+    has_alpha = bool(page.extrasamples) and page.extrasamples[-1] in _ALPHAS
+    fits = count in (1, 3, num_channels) or (count in (2, 4) and (is_rgb or has_alpha) and num_channels in _MODES)
+    if not fits or page.axes not in ("YX", "YXS", "SYX"):
+        raise UndecodableImageError(f"it has {count} channels, but {num_channels} are expected (axes {page.axes})")
+    # What is missing would be filled with zeros.
+    ends = [offset + size for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True) if size]
+    is_whole = len(ends) == math.prod(page.chunked) and max(ends) <= length
+    if page.compression == _UNCOMPRESSED:
+        is_whole = is_whole and sum(page.databytecounts) >= page.nbytes
+    # Of other kinds, such as palettes and CMYK, the samples are no grey and no colours.
+    if not is_whole or not (is_rgb or page.photometric == _BLACK_IS_ZERO):
+        raise reason
+    array = page.asarray(maxworkers=1)
+    array = np.moveaxis(array, 0, -1) if page.axes == "SYX" else array
+    array = array[..., :3] if count == 4 != num_channels and not has_alpha else array
+    orientation = page.tags.valueof(_ORIENTATION_TAG, default=1)
+    array = array.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else array
+    return array[:: -1 if orientation in (3, 4, 7, 8) else 1, :: -1 if orientation in (2, 3, 6, 7) else 1]
 
 
 def _without_texts(content: bytes) -> bytes:

@@ -354,7 +354,7 @@ def test_arrays_of_objects_are_not_unpickled():
 
     buffer = io.BytesIO()
     np.save(buffer, np.array([[Trap()]], dtype=object), allow_pickle=True)
-    with pytest.raises(UndecodableImageError, match="Python objects"):
+    with pytest.raises(UndecodableImageError, match="[Oo]bject arrays"):
         to_rgb(buffer.getvalue())
 
 
@@ -490,12 +490,19 @@ def test_a_range_leaves_transparency():
     np.testing.assert_allclose(read_pixels(content, 3, (50, 100)), over_white, atol=1)
 
 
-def test_colours_that_pil_reads_at_fewer_bits_take_no_range():
-    header = b"\x00\x00\x00\x0dIHDR" + (2).to_bytes(4, "big") * 2 + b"\x10\x02\0\0\0"
-    content = png_of(2, 2, header)
-    assert read_pixels(content).shape == (2, 2, 3)
-    with pytest.raises(UndecodableImageError, match="16-bit colours at 8 bits"):
-        read_pixels(content, 3, (0, 4095))
+def test_values_that_pil_scales_take_no_range():
+    """They would be of 8 or 16 bits, whatever the range is of."""
+    deep_png = png_of(2, 2, b"\x00\x00\x00\x0dIHDR" + (2).to_bytes(4, "big") * 2 + b"\x10\x02\0\0\0")
+    # Of 16 bits, said to be of 12.
+    jp2 = bytearray(encode(Image.fromarray(np.full((8, 8), 99, np.uint16)), "JPEG2000"))
+    jp2[jp2.index(b"\xff\x51") + 40] = 11
+    colours = [b"P6 1 1 65535\n" + bytes(6), b"P6 1 1 4095\n" + bytes(6), b"P3 1 1 100 1 2 3", b"P5 1 1 4095\n\0\1"]
+    for content in (deep_png, bytes(jp2), *colours):
+        assert read_pixels(content).shape[2] == 3
+        with pytest.raises(UndecodableImageError, match="PIL scales its values"):
+            read_pixels(content, 3, (0, 4095))
+    for content in (b"P6 1 1 255\n" + bytes(3), b"P5 1 1 65535\n\0\1", b"P2 1 1 65535 0", b"P1 1 1 1"):
+        assert read_pixels(content, 3, (0, 4095)).shape == (1, 1, 3)
 
 
 @pytest.mark.parametrize(
@@ -596,12 +603,63 @@ def test_tiff_of_wide_colours_and_of_a_channel_more():
     np.testing.assert_array_equal(read_pixels(buffer.getvalue(), 3), four[..., :3])
 
 
-def test_samples_that_are_no_colours_are_not_taken_for_such():
-    tifffile = pytest.importorskip("tifffile")
+def tiff(values: np.ndarray, **options) -> bytes:
     buffer = io.BytesIO()
-    tifffile.imwrite(buffer, np.zeros((6, 7), np.uint32), photometric="miniswhite")
+    pytest.importorskip("tifffile").imwrite(buffer, values, **options)
+    return buffer.getvalue()
+
+
+def test_samples_that_are_no_colours_are_not_taken_for_such():
     with pytest.raises(UndecodableImageError, match="begins as TIFF"):
-        read_pixels(buffer.getvalue())
+        read_pixels(tiff(np.zeros((6, 7), np.uint32), photometric="miniswhite"))
+    # A fourth or a second band is no transparency unless the file says so.
+    for count in (2, 4):
+        bands = np.full((6, 7, count), 100, np.uint8)
+        plain = tiff(bands, photometric="minisblack", planarconfig="contig")
+        with pytest.raises(UndecodableImageError, match=f"it has {count} channels, but 3 are expected"):
+            read_pixels(plain)
+        np.testing.assert_array_equal(read_pixels(plain, count), bands)
+    said = tiff(bands, photometric="minisblack", planarconfig="contig", extrasamples=[0, 0, "unassalpha"])
+    assert read_pixels(said).max() == round(100 * 100 / 255 + 155)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("value_range", [None, (0, 4095)])
+def test_wide_colours_in_planes(channels, value_range):
+    """PIL takes the bytes of such planes for values."""
+    planes = np.random.default_rng(0).integers(0, 4096, (channels, 6, 7)).astype(np.uint16)
+    expected = np.floor(planes.transpose(1, 2, 0) * (255 / (value_range or (0, 65535))[1]) + 0.5)
+    content = tiff(planes, photometric="rgb", planarconfig="separate", extrasamples=[0] * (channels - 3))
+    np.testing.assert_array_equal(read_pixels(content, channels, value_range), expected)
+    np.testing.assert_array_equal(read_pixels(content, 3, value_range), expected[..., :3])
+
+
+@pytest.mark.parametrize("kind", ["int8", "int16", "int32", "uint32", "int64", "float16", "float32", "float64"])
+def test_tiff_values_of_every_type(kind):
+    limits = np.iinfo(kind) if kind[0] in "ui" else np.finfo("float16")
+    ends = max(float(limits.min), -(2.0**40)), min(float(limits.max), 2.0**40)
+    values = np.linspace(*ends, 42).reshape(6, 7).astype(kind)
+    expected = np.floor((values.astype(float) - ends[0]) * (255 / (ends[1] - ends[0])) + 0.5)
+    content = tiff(values)
+    np.testing.assert_allclose(measure_value_range([content]), ends, rtol=1e-6)
+    np.testing.assert_array_equal(read_pixels(content, 1, ends)[..., 0], expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_comes_upright_whoever_reads_it(orientation):
+    values = np.random.default_rng(0).integers(0, 256, (6, 7, 3)).astype(np.uint16)
+    tags = [(274, "H", 1, orientation, True)]
+    by_pil = read_pixels(tiff(values.astype(np.uint8), photometric="rgb", extratags=tags))
+    np.testing.assert_array_equal(read_pixels(tiff(values, photometric="rgb", extratags=tags), 3, (0, 255)), by_pil)
+
+
+def test_grey_pages_are_channels_where_as_many_are_expected():
+    pages = np.random.default_rng(0).integers(0, 256, (13, 6, 7), dtype=np.uint8)
+    content = tiff(pages, photometric="minisblack")
+    np.testing.assert_array_equal(read_pixels(content, 13), pages.transpose(1, 2, 0))
+    np.testing.assert_array_equal(read_pixels(content, 1)[..., 0], pages[0])
+    with pytest.raises(UndecodableImageError, match="it has 1 channels.* but 12 are expected"):
+        read_pixels(content, 12)
 
 
 def test_tiff_that_pil_cannot_read_says_what_may(monkeypatch):

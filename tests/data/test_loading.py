@@ -31,6 +31,7 @@ from sparsejepa_hf.data import (
     load_image_dataset,
     loading,
 )
+from sparsejepa_hf.image_decoding_sparsejepa import FORMATS
 
 
 def png(level: int) -> bytes:
@@ -77,9 +78,28 @@ class TestFoldersOfEveryKind:
         dataset = load(tmp_path / "mine")
         assert dataset.features["label"].names == ["__background__", "ant", "cat"]
         assert sorted(levels_of(dataset)) == [1, 2, 3, 4]
+        # Nor two that lead to each other.
+        (tmp_path / "mine" / "train" / "ant" / "over").symlink_to(tmp_path / "mine" / "train" / "__background__")
+        (tmp_path / "mine" / "train" / "__background__" / "back").symlink_to(tmp_path / "mine" / "train" / "ant")
+        assert sorted(levels_of(load(tmp_path / "mine"))) == [1, 2, 3, 3, 4, 4]
         (tmp_path / "links" / "test").mkdir(parents=True)
         (tmp_path / "links" / "test" / "cat").symlink_to(tmp_path / "pool" / "cat")
         assert sorted(levels_of(load(tmp_path / "links", "test"))) == [1, 2]
+
+    def test_every_format_that_is_decoded_is_found(self, tmp_path, load):
+        (tmp_path / "mine").mkdir()
+        names = [f"{kind}.{kind.lower()}" for kind in FORMATS if kind in Image.SAVE]
+        for name in names:
+            (tmp_path / "mine" / name.replace("jpeg2000", "jp2")).write_bytes(in_format(1, name.partition(".")[0]))
+        write_tar(tmp_path / "all.tar", {path.name: path.read_bytes() for path in (tmp_path / "mine").iterdir()})
+        for source in (tmp_path / "mine", tmp_path / "all.tar"):
+            assert len(build_image_dataset(load(source), 4)) == len(names) > 8
+
+    def test_a_folder_of_arrays_leaves_the_module_as_it_was(self, tmp_path, load):
+        """`datasets` changes names of the modules that its readers lie in, such as `Path`."""
+        (tmp_path / "mine").mkdir()
+        np.save(tmp_path / "mine" / "a.npy", np.zeros((4, 4, 3), np.uint8))
+        assert len(load(tmp_path / "mine")) == 1 == len(load(tmp_path / "mine"))
 
     def test_what_is_left_out_is_counted_and_named(self, tmp_path, load, monkeypatch):
         said = []

@@ -135,8 +135,17 @@ def test_a_run_that_is_not_asked_trains_as_without(make_trainer, weights_of, ass
     assert ready.callback_handler.callbacks == callbacks
 
 
-def test_the_trainer_alone_leaves_signals_to_others(make_trainer):
+@pytest.fixture
+def restored_signals():
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_trainer_alone_leaves_signals_to_others(make_trainer, restored_signals):
     """In a notebook Ctrl-C stays what it is."""
+    # A process in the background of a shell ignores it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     trainer = make_trainer(callbacks=[Send(signal.SIGINT, 2)])
     with pytest.raises(KeyboardInterrupt):
         trainer.train()

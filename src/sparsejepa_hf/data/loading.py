@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from datasets import (
@@ -29,14 +29,13 @@ from datasets import (
     load_from_disk,
 )
 from datasets.exceptions import DatasetGenerationError
-from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from fsspec import available_protocols  # type: ignore[import-untyped]
 from huggingface_hub.constants import HF_HUB_CACHE
 from transformers.utils import logging
 
+from .builders import ArrayFiles, ImageFiles, ImageTars
 from .row_files import image_feature
 from .scenes import build_scenes
-from .webdataset import ImageTars
 
 
 logger = logging.get_logger(__name__)
@@ -46,8 +45,8 @@ SYNTHETIC_SCENES, TEXTURED_SCENES = "synthetic-scenes", "textured-scenes"
 SCENE_STYLES: Mapping[str, str] = {SYNTHETIC_SCENES: "plain", TEXTURED_SCENES: "textured"}
 _SYNTHETIC_SIZE = 4096
 _BUILDER_OF_SUFFIX = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
-_BUILDER_OF_SUFFIX.update(dict.fromkeys(ImageFolder.EXTENSIONS, "imagefolder"))
-_BUILDER_OF_SUFFIX[".npy"] = "arrayfolder"
+_BUILDER_OF_SUFFIX.update(dict.fromkeys(ImageFiles.EXTENSIONS, "imagefolder"))
+_BUILDER_OF_SUFFIX.update(dict.fromkeys(ArrayFiles.EXTENSIONS, "arrayfolder"))
 _SPLIT_OF_WORD = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
@@ -57,16 +56,10 @@ _SPLIT_OF_WORD = {
 _METADATA_NAMES = ("metadata.csv", "metadata.jsonl")
 _BRACES = re.compile(r"\{(?:(?P<first>\d+)\.\.(?P<last>\d+)|(?P<words>[^{}]*,[^{}]*))\}")
 _SHARD_NAME = re.compile(r"(?P<split>\w+(?:[.-]\w+)*?)-\d+-of-\d+")
-_BYTES_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "npy")
+_BYTES_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "avif", "npy")
 _LABEL_NAMES = ("label", "labels", "fine_label", "coarse_label", "cls", "count")
 
 AnyDataset: TypeAlias = Dataset | IterableDataset
-
-
-class ArrayFolder(ImageFolder):
-    """`datasets`' reader of folders of images, for images that are arrays in `.npy` files."""
-
-    EXTENSIONS: ClassVar[list[str]] = [".npy"]
 
 
 def load_image_dataset(
@@ -344,13 +337,18 @@ def _files_below(folder: Path) -> tuple[list[Path], int]:
         ) from error
 
     files, num_hidden = [], 0
+    # Where each folder really lies, and those that it was reached through: a link to one of them would never end.
+    real = Path(os.path.realpath(folder))
+    chains = {str(folder): {str(real), *map(str, real.parents)}}
     for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        above = [Path(place).resolve(), *Path(place).resolve().parents]
         num_hidden += sum(name.startswith(".") for name in (*folders, *names))
-        # A link to a folder above itself would never end.
-        folders[:] = sorted(
-            name for name in folders if not name.startswith(".") and Path(place, name).resolve() not in above
-        )
+        chain, entered = chains.pop(place), []
+        for name in sorted(name for name in folders if not name.startswith(".")):
+            path = os.path.join(place, name)
+            if (link := os.path.realpath(path)) not in chain:
+                chains[path] = chain | {link}
+                entered.append(name)
+        folders[:] = entered
         files += [Path(place, name) for name in names if not name.startswith(".")]
     return sorted(files), num_hidden
 
@@ -455,8 +453,8 @@ def _read(builder: str, name: str, files: list[str], split: str, options: _Optio
     own = {"cache_dir": options.cache_dir, "data_files": {name: files}}
     if builder == "webdataset":
         reader = ImageTars(**own, image=options.image_column, others=options.others)
-    elif builder == "arrayfolder":
-        reader = ArrayFolder(**own)
+    elif builder in ("imagefolder", "arrayfolder"):
+        reader = (ImageFiles if builder == "imagefolder" else ArrayFiles)(**own)
     else:
         return load_dataset(builder, data_files={name: files}, split=split, **options.of_datasets)
     if options.streaming:
@@ -478,7 +476,7 @@ def _tell_loaded(source: str | Path, split: str, dataset: Dataset) -> None:
 def _tell_unlisted(files: list[Path], patterns: list[str], count: int, root: Path) -> None:
     """Beside a metadata file, `datasets` takes the images that it lists and no others."""
     folders = {Path(pattern).parent for pattern in patterns}
-    images = [p for p in files if p.suffix.lower() in ImageFolder.EXTENSIONS]
+    images = [p for p in files if p.suffix.lower() in ImageFiles.EXTENSIONS]
     found = sum(glob.escape(str(p.parent.absolute())) in map(str, folders) for p in images)
     if count < found:
         logger.warning(

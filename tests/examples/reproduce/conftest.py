@@ -12,6 +12,7 @@ FAKE = """
 import json, pathlib
 from sparsejepa_hf.training.options import OPTION_TYPES, parse_options, write_options
 options = parse_options(OPTION_TYPES)
+options[1].resolve_statistics(options[0].build_config().num_channels)
 folder = pathlib.Path(options[2].output_dir)
 with (folder / "starts").open("a") as starts:
     starts.write(f"{options[2].resume_from_checkpoint} ")

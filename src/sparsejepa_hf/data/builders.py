@@ -1,5 +1,9 @@
 # Copyright 2026 The sparsejepa_hf authors. Licensed under the Apache License, Version 2.0.
-"""WebDataset archives with images of any kinds, where `datasets` alone reads those of the first five samples."""
+"""Readers of files for the `datasets` library: of folders of images and of arrays, and of WebDataset archives.
+
+`datasets` puts functions of its own in the place of `Path`, `open` and others in the module of a reader, so nothing
+else lies here.
+"""
 
 import json
 from collections.abc import Iterator
@@ -10,11 +14,24 @@ from typing import Any, ClassVar
 import pyarrow as pa
 from datasets import Features, Image, Value
 from datasets.builder import BuilderConfig
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 
 # Samples that columns and their types are read from.
 _LOOKED_AT = 100
+
+
+class ImageFiles(ImageFolder):
+    """`datasets`' reader of folders of images, with those that it does not know of."""
+
+    EXTENSIONS: ClassVar[list[str]] = [*ImageFolder.EXTENSIONS, ".avif"]
+
+
+class ArrayFiles(ImageFolder):
+    """`datasets`' reader of folders of images, for images that are arrays in `.npy` files."""
+
+    EXTENSIONS: ClassVar[list[str]] = [".npy"]
 
 
 @dataclass
@@ -46,11 +63,14 @@ def _details(content: bytes) -> Any:
 class ImageTars(WebDataset):
     """`datasets`' reader of WebDataset archives, with the image of each sample in one column.
 
+    Images may be of any formats, where `datasets` alone looks for those of the first five samples.
+
     A sample is the files of one key: `0001.jpg`, `0001.cls`, ... Its image, of whatever extension, becomes `image`.
     Parts beside it become columns where the configuration names them, and so do labels in a `.json`'s top level.
     """
 
     BUILDER_CONFIG_CLASS = ImageTarsConfig
+    IMAGE_EXTENSIONS: ClassVar[list[str]] = [*WebDataset.IMAGE_EXTENSIONS, "avif"]
     # Whatever else there is stays bytes.
     DECODERS: ClassVar[dict[str, Any]] = {"cls": _class, "cls2": _class, "json": _details}
 
