@@ -20,7 +20,7 @@ from sparsejepa_hf.training.checkpoints import MANIFEST_NAME, checkpoints_in, ch
 STEPS = 3
 OPTIONS = {"max_steps": STEPS, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2, "logging_steps": 100}
 # In the long form a run is killed at each of its operations on files; else at this many, spread over all.
-KILLS = 12
+KILLS = 6
 IS_LONG = int(os.environ.get("SPARSEJEPA_FUZZ_CASES", "0")) > 200
 # What Python tells its audit hooks, which sees the operations of all libraries that are written in it.
 OPERATIONS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir"}

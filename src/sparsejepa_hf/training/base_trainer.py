@@ -314,20 +314,19 @@ class ImageTrainer(Trainer):
             ValueError: there is no checkpoint to resume from, it is not whole, it does not fit the model, there are
                 too few images, or weights to train are held in half precision.
         """
-        wish = resume_wish(resume_from_checkpoint)
-        choice = self._choose_checkpoint(wish)
-        first = 0
-        if choice is not None:
-            self._compare_with_run(choice)
-            # The folder may be deleted as the oldest.
-            first = step_of(choice)
-        if self.args.should_save:
-            set_newer_aside(self.args.output_dir, choice)
-        self.accelerator.wait_for_everyone()
-        on_cpu = self.args.device.type == "cpu"
-        if on_cpu and self.accelerator.mixed_precision == "bf16" and self.is_world_process_zero():
-            warn_of_slow_bf16()
         with explain_silence(self):
+            choice = self._choose_checkpoint(resume_wish(resume_from_checkpoint))
+            first = 0
+            if choice is not None:
+                self._compare_with_run(choice)
+                # The folder may be deleted as the oldest.
+                first = step_of(choice)
+            if self.args.should_save:
+                set_newer_aside(self.args.output_dir, choice)
+            self.accelerator.wait_for_everyone()
+            on_cpu = self.args.device.type == "cpu"
+            if on_cpu and self.accelerator.mixed_precision == "bf16" and self.is_world_process_zero():
+                warn_of_slow_bf16()
             output = super().train(resume_from_checkpoint=choice, **kwargs)
             # Each process knows its own mean; all must judge the same one.
             loss = torch.tensor(output.training_loss, device=self.args.device)
