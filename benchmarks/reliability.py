@@ -148,7 +148,7 @@ def slope(looks: list[dict[str, float]], name: str) -> dict[str, float]:
 def render(record: dict[str, Any]) -> str:
     """One row for each fault, what grew during the soak, and where the numbers come from."""
     rows = []
-    for fault in sorted(record["faults"], key=lambda fault: fault["kind"]):
+    for fault in _merged(record["faults"]):
         figures = {name: v for name, v in fault.items() if name not in ("kind", "fault", "injected", "held")}
         shown = ", ".join(f"{name.replace('_', ' ')} {_shown(value)}" for name, value in figures.items()) or NONE
         rows.append([fault["kind"], fault["fault"], f"{fault['injected']:,}", f"{fault['held']:,}", shown])
@@ -174,6 +174,19 @@ def render(record: dict[str, Any]) -> str:
         f"{run['exit_code']}, with a whole checkpoint of step {run['steps']:,} and {ending}. {origin_line(record)}"
     )
     return "\n\n".join(blocks)
+
+
+def _merged(faults: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sorted by kind; several rows of one fault are summed up, without figures, which belong to one of them."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for fault in sorted(faults, key=lambda fault: fault["kind"]):
+        found.setdefault((fault["kind"], fault["fault"]), []).append(fault)
+    return [
+        same[0]
+        if len(same) == 1
+        else {"kind": kind, "fault": name, **{n: sum(fault[n] for fault in same) for n in ("injected", "held")}}
+        for (kind, name), same in found.items()
+    ]
 
 
 def _shown(value: Any) -> str:

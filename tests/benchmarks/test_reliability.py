@@ -24,7 +24,8 @@ def test_growth_is_the_slope_of_the_last_two_thirds():
 
 def test_every_fault_that_was_not_survived_counts_as_lost():
     faults = [
-        {"kind": "fuzz", "fault": "images", "injected": 1000, "held": 998},
+        {"kind": "fuzz", "fault": "images", "injected": 900, "held": 900},
+        {"kind": "fuzz", "fault": "images", "injected": 100, "held": 98},
         {"kind": "checkpoints", "fault": "a file cut short", "injected": 13, "held": 13, "seconds": 0.25},
     ]
     tests = {"passed": 3, "failed": 1, "error": 0, "skipped": 0, "seconds": 60.0, "names_failed": ["test_x.py::test"]}
@@ -35,6 +36,7 @@ def test_every_fault_that_was_not_survived_counts_as_lost():
     record = {"faults": faults, "tests": tests, "soak": {**soak, "results_file_at_the_end": False}}
     record |= {"machine": machine, "versions": {"torch": "2", "transformers": "5"}, "commit": "0" * 40}
     text = reliability.render(record | {"options": {"device": "cpu", "threads": 1, "seed": 0}})
+    assert "| fuzz | images | 1,000 | 998 | – |" in text
     assert "| all |  | 1,013 | 1,011 | lost 2 |" in text and "`test_x.py::test` failed" in text
     assert text.index("a file cut short") < text.index("images") and "seconds 0.25" in text
 
