@@ -757,4 +757,5 @@ class TestWhatRowsName:
         # A cast to a new feature takes the rule off, as a caller may.
         assert len(build_image_dataset(dataset, 4, max_bad_fraction=1.0)) == 2
         kept = load(tmp_path / "own").shuffle(seed=0).select([0, 1])
-        assert len(build_image_dataset(kept, 4, max_bad_fraction=1.0)) == 1
+        for source in (kept, load(kept), load(kept, max_examples=2)):
+            assert len(build_image_dataset(source, 4, max_bad_fraction=1.0)) == 1
