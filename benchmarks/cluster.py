@@ -179,7 +179,9 @@ def main(argv: list[str] | None = None) -> None:
     }
     print(render(record))
     if options.write:
-        write_record(record, options.results_dir / f"{NAME}.json")
+        path = options.results_dir / f"{NAME}.json"
+        write_record(record, path)
+        path.with_suffix(".md").write_text(render(record) + "\n", encoding="utf-8")
         page = ROOT / "docs" / "distributed.md"
         text = render_into(page.read_text(encoding="utf-8"), f"{NAME}.json", render(record))
         page.write_text(text, encoding="utf-8")

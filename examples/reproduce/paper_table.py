@@ -162,7 +162,7 @@ def training_table(record: Record) -> str:
     for run in record["runs"]:
         if "failed" not in run:
             last = [form.format(run["last"][name]) if name in run["last"] else NONE for name, form in forms.items()]
-            minutes = f"{run['train_seconds'] / 60:.1f}"
+            minutes = NONE if run["train_seconds"] is None else f"{run['train_seconds'] / 60:.1f}"
             rows.append([run["method"], str(run["seed"]), *(cell.replace("%", " %") for cell in last), minutes])
     return table([*header, "dead latents", "minutes"], rows)
 

@@ -80,10 +80,12 @@ class RunRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """What goes into a results file. Folders are left out, since they say nothing about the result."""
+        measured = self.results["train_metrics"]
         return {
             "options": {k: v for k, v in self.options.items() if k not in ("output_dir", "logging_dir", "dataset")},
             "provenance": self.results["provenance"],
-            "train_seconds": self.results["train_metrics"]["train_runtime"],
+            # Of a run that was resumed it is the last part alone.
+            "train_seconds": None if "resumed_from_step" in measured else measured["train_runtime"],
             "num_train_examples": self.results["num_train_examples"],
             "num_processes": self.results.get("num_processes", 1),
             "last": self.last,

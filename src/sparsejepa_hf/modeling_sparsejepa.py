@@ -738,7 +738,7 @@ class SparseJEPAPreTrainedModel(PreTrainedModel):
         except RuntimeError as error:
             if "ignore_mismatched_sizes" not in str(error):
                 raise
-            raise ValueError(
+            raise RuntimeError(
                 f"The weights of {str(pretrained_model_name_or_path)!r} do not fit the configuration: their "
                 "shapes differ, as the log lists. Load with the configuration that they were saved with; "
                 "ignore_mismatched_sizes=True draws those that do not fit at random."

@@ -141,6 +141,13 @@ def test_a_folder_that_holds_a_run_is_not_overwritten_without_a_word(run, tmp_pa
     assert run(resume_from_checkpoint="auto")["train_metrics"]["epoch"] == 0.25
 
 
+def test_a_checkpoint_that_is_not_there_is_told_before_any_data_is_read(run, tmp_path):
+    for wish, message in (("true", "holds no folder checkpoint-N"), (tmp_path / "gone", "there is no such folder")):
+        with pytest.raises(ValueError, match=message):
+            run(resume_from_checkpoint=wish, dataset=tmp_path / "no images")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_configuration_name_without_a_hub_data_set_is_refused(run):
     with pytest.raises(ValueError, match="name is 'x', the configuration of a Hub data set"):
         run(dataset=Path(__file__).parent, dataset_config_name="x")
@@ -148,7 +155,7 @@ def test_a_configuration_name_without_a_hub_data_set_is_refused(run):
 
 def test_means_of_another_number_of_channels_are_refused_before_any_data_is_read(run):
     with pytest.raises(ValueError, match=r"image_mean is \[0.5, 0.5, 0.5\], and num_channels 1; expected one"):
-        run(num_channels=1, image_mean=[0.5, 0.5, 0.5], dataset="nowhere/at-all")
+        run(num_channels=1, image_mean=[0.5] * 3, image_std=[0.5] * 3, dataset="nowhere/at-all")
 
 
 def test_scenes_are_rendered_at_the_model_s_size(run, monkeypatch):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from tiny_trainers import SMALL
 from torch.utils.data import Dataset
-from transformers import TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 import sparsejepa_hf
 from sparsejepa_hf import SparseJEPAConfig
@@ -64,7 +64,7 @@ FAILURES: dict[str, tuple[str, dict[str, Any], dict[str, Any], Any]] = {
 
 
 def alarms_of(caplog) -> list[str]:
-    return [message for message in caplog.messages if "The run stops here" in message or "The run goes on" in message]
+    return [message for message in caplog.messages if message.endswith(("The run stops here.", "The run goes on."))]
 
 
 # ---- models made to fail ----
@@ -120,8 +120,15 @@ def test_a_resumed_run_warns_anew(make_trainer, hear_warnings):
     assert message.startswith("Empty groups at step 25")
 
 
+class OneStep(TrainerCallback):
+    """Ends a run after its first step, however long it was to be."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = True
+
+
 def test_a_target_encoder_that_hardly_moves_is_said_at_the_start(make_trainer, hear_warnings, record_fault):
-    slow = {"ema_momentum": 0.9999, "ema_momentum_end": 0.99999, "logging_steps": 100}
+    slow = {"ema_momentum": 0.9999, "ema_momentum_end": 0.99999, "logging_steps": 100, "callbacks": [OneStep()]}
     make_trainer(max_steps=100, **slow).train()
     (message,) = [text for text in hear_warnings.messages if "target encoder" in text]
     assert "After the 100 steps of this run 99% of the target encoder" in message
@@ -235,6 +242,7 @@ trainer.accelerator.end_training()
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("SPARSEJEPA_RELIABILITY_RECORD" not in os.environ, reason="part of the long form")
 def test_two_processes_name_the_earliest_step_of_either(tmp_path, record_fault):
     (tmp_path / "train.py").write_text(TWO_PROCESSES, encoding="utf-8")
     options = {"output_dir": str(tmp_path / "run"), "max_steps": 6, "logging_steps": 6, "save_strategy": "no"}

@@ -73,6 +73,7 @@ def test_every_recipe_sees_all_processes_or_refuses(tmp_path, record_fault):
 
 
 @pytest.mark.slow
+@LONG
 def test_accelerate_launches_the_fsdp2_configuration_from_its_file(tmp_path):
     """End to end, with the comparison that one process alone measures while the others wait for it."""
     log, out = tmp_path / "log", tmp_path / "out"
@@ -89,14 +90,14 @@ def test_accelerate_launches_the_fsdp2_configuration_from_its_file(tmp_path):
 @pytest.mark.parametrize(
     ("name", "fault", "said"),
     [
-        ("SIGSTOP", "a process stopped", "did not answer within 10 s (ddp_timeout) after step "),
+        ("SIGSTOP", "a process stopped", "did not answer within 20 s (ddp_timeout) after step "),
         pytest.param("SIGKILL", "a process killed", "Another process ended after step ", marks=LONG),
     ],
 )
 def test_a_process_that_falls_silent_ends_the_run(tmp_path, record_fault, name, fault, said):
     """The others say so and end, the launcher ends the silent one and fails, and there are no results."""
     log, out = tmp_path / "log", tmp_path / "out"
-    flags = ["--max_steps", "100000", "--ddp_timeout", "10", "--knn_steps", "0", "--probe", "false"]
+    flags = ["--max_steps", "100000", "--ddp_timeout", "20", "--knn_steps", "0", "--probe", "false"]
     run = launch(*TORCHRUN, "-m", "sparsejepa_hf", "pretrain", *TINY, "--output_dir", str(out), *flags, log=log)
     try:
         end = time.monotonic() + 200

@@ -19,8 +19,11 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "number of images": ({"max_train_examples": 40}, "train_images: 32 -> 40"),
     "images": ({"dataset_seed": 3}, "train_pixels: "),
     "data set": ({"dataset": "textured-scenes"}, "train_pixels: "),
-    "pixel statistics": ({"image_mean": [0.4, 0.5, 0.5]}, r"image_mean: \[0\.5, 0\.5, 0\.5\] -> \[0\.4, 0\.5, 0\.5\]"),
-    "size at which images are loaded": ({"load_size": 20}, "load_size: None -> 20"),
+    "pixel statistics": (
+        {"image_mean": [0.4, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]},
+        r"image_mean: \[0\.5, 0\.5, 0\.5\] -> \[0\.4, 0\.5, 0\.5\]",
+    ),
+    "size at which images are loaded": ({"load_size": 20, "crop": "resized"}, "load_size: None -> 20"),
     "lambda": ({"sparsity_weight": 0.2}, r"sparsity_weight: 0\.1 -> 0\.2"),
     "lambda's warm-up": ({"sparsity_warmup_steps": 3}, r"sparsity_warmup_steps: 0\.1 -> 3"),
     "beta": ({"kl_weight": 0.01}, r"kl_weight: 0\.001 -> 0\.01"),

@@ -92,7 +92,9 @@ def test_damaged_weights_are_loaded_or_refused_in_one_error(saved, record_fault)
         (folder / "model.safetensors").write_bytes(file)
         try:
             model = loader.from_pretrained(folder)
-        except (OSError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
+            # As transformers raises it for weights of other shapes; any other of its kind is not ours.
+            assert type(error) is not RuntimeError or "do not fit" in str(error)
             assert str(folder) in str(error), error
             counts["refused"] += 1
         else:
@@ -108,7 +110,7 @@ def test_damaged_weights_are_loaded_or_refused_in_one_error(saved, record_fault)
 def test_weights_of_another_shape_are_refused_with_the_folder(saved):
     folder, whole = saved
     (folder / "model.safetensors").write_bytes(whole)
-    with pytest.raises(ValueError, match="weights of .* do not fit"):
+    with pytest.raises(RuntimeError, match="weights of .* do not fit"):
         SparseJEPAForPreTraining.from_pretrained(folder, num_latents=3)
     model = SparseJEPAForPreTraining.from_pretrained(folder, num_latents=3, ignore_mismatched_sizes=True)
     assert model.config.num_latents == 3 and torch.isfinite(model.group_weight).all()

@@ -11,6 +11,7 @@ import torch
 from sparsejepa_hf.training import newest_whole_checkpoint
 from sparsejepa_hf.training.checkpoints import (
     choose_checkpoint,
+    delete_oldest,
     faults_of,
     require_whole,
     resume_wish,
@@ -215,7 +216,45 @@ def test_nothing_moves_before_a_resume_is_refused(make_trainer, monkeypatch):
     assert {path.name for path in folder.iterdir()} == {"checkpoint-1", "checkpoint-2"}
 
 
+def test_a_run_begun_again_by_code_sets_the_earlier_one_aside(make_trainer, tmp_path):
+    """Else, once it is cut off, a resume would end with the weights of the earlier one."""
+    for _ in range(2):
+        trainer = make_trainer(save_strategy="steps", save_steps=2, max_steps=2, output_dir=str(tmp_path / "run"))
+        trainer.train()
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"checkpoint-2", "_abandoned-checkpoint-2"}
+
+
 # ---- through the Trainer ----
+
+
+def test_metrics_of_a_resumed_run_say_where_they_begin(make_trainer, tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3, "output_dir": str(tmp_path / "run")}
+    assert "resumed_from_step" not in make_trainer(**options).train().metrics
+    rest = make_trainer(**options).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1")).metrics
+    assert rest["resumed_from_step"] == 1 and rest["train_loss"] > 0
+    done = make_trainer(**options).train(resume_from_checkpoint="auto").metrics
+    assert done["resumed_from_step"] == 3 and "train_loss" not in done, "no step has no mean"
+
+
+def test_a_copy_of_a_run_loses_its_oldest_checkpoint_first(run):
+    """Whatever the times of the copies."""
+    for step in (9, 10, 11):
+        os.utime(write(run, step), (100 - step, 100 - step))
+    delete_oldest(str(run), 2, None)
+    assert {path.name for path in run.iterdir()} == {"checkpoint-10", "checkpoint-11"}
+
+
+def test_a_best_checkpoint_that_is_damaged_does_not_become_the_model(make_trainer, make_dataset):
+    options = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "max_steps": 2}
+    options |= {"metric_for_best_model": "loss", "load_best_model_at_end": True, "save_only_model": True}
+    trainer = make_trainer(eval_dataset=make_dataset(8), **options)
+    trainer.train()
+    best = Path(trainer.state.best_model_checkpoint)
+    content = bytearray((best / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (best / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match="best checkpoint .*cannot be loaded.*model.safetensors is damaged"):
+        trainer._load_best_model()
 
 
 def test_rotation_and_the_best_checkpoint_go_by_whole_ones(make_trainer, make_dataset, monkeypatch):

@@ -272,6 +272,7 @@ def test_a_checkpoint_of_shards_is_one_that_anyone_loads(trained):
 @pytest.mark.parametrize("name", ["poisoned, seen in a log", "poisoned, seen in a save"])
 def test_nan_in_one_process_stops_both_before_anything_is_saved(trained, name):
     folder, results = trained
-    assert "The loss is nan" in results[name][1]["error"]
+    error = results[name][1]["error"]
+    assert "The loss is nan" in error and ", first at step " in error
     for path in (folder / name).glob("checkpoint-*/model.safetensors"):
         assert all(torch.isfinite(tensor).all() for tensor in safetensors.torch.load_file(path).values())

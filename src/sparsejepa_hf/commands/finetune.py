@@ -72,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     results = {
         "output_dir": training_args.output_dir,
         "model_name_or_path": checkpoint,
+        "num_steps": output.global_step,
         "train_metrics": output.metrics,
         "class_names": data.class_names,
         "num_train_examples": len(data.train),

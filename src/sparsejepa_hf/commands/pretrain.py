@@ -85,6 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "output_dir": training_args.output_dir,
         "num_train_examples": len(data.train) if hasattr(data.train, "__len__") else None,
         "num_undecodable": count_undecodable(trainer.accelerator, data.train, data.heldout),
+        # Fewer than asked for, where an alarm or a callback stopped the run.
+        "num_steps": output.global_step,
         "train_metrics": output.metrics,
         "num_processes": training_args.world_size,
         "provenance": origin,

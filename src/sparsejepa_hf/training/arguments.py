@@ -169,7 +169,7 @@ class ImageTrainingArguments(TrainingArguments):
         join_on_cpus(self)
         try:
             super().__post_init__()
-        except (ArithmeticError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, ImportError, KeyError, OSError, TypeError, ValueError) as error:
             raise ValueError(f"The training options do not fit together: {error}") from error
         require_all_processes(self)
         if self.fp16 and self.device.type == "cpu":
@@ -201,8 +201,9 @@ class ImageTrainingArguments(TrainingArguments):
 
     def _check_combinations(self) -> None:
         folder = Path(self.output_dir or ".").expanduser()
-        if file := next((path for path in (folder, *folder.parents) if os.path.isfile(path)), None):
-            raise ValueError(f"output_dir is {str(folder)!r}, where {str(file)!r} is a file; expected a folder.")
+        there = next((path for path in (folder, *folder.parents) if os.path.exists(path)), None)
+        if there is not None and not os.path.isdir(there):
+            raise ValueError(f"output_dir is {str(folder)!r}, where {str(there)!r} is a file; expected a folder.")
         if self.max_steps == 0:
             raise ValueError("max_steps is 0; expected at least 1, or -1 to train for num_train_epochs.")
         if self.logging_strategy == "steps" and self.logging_steps == 0:

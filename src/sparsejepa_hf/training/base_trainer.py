@@ -33,10 +33,12 @@ from .checkpoints import (
     choose_checkpoint,
     clear_staging,
     delete_oldest,
+    require_best,
     resume_wish,
     seal,
     set_newer_aside,
     staging_folder,
+    step_of,
     written_aside,
 )
 from .ema import local_shard
@@ -298,7 +300,8 @@ class ImageTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """As in `Trainer`, but a run goes on from a whole checkpoint alone.
 
-        Checkpoints of later steps, and those that are not whole, are set aside under another name.
+        Checkpoints of later steps, and those that are not whole, are set aside under another name; all of them, if the
+        run begins. Of a resumed run the metrics are those since `resumed_from_step`, which is one of them.
 
         Args:
             resume_from_checkpoint: a folder; True: the newest whole checkpoint in `output_dir`; "auto": the same if
@@ -311,21 +314,29 @@ class ImageTrainer(Trainer):
             ValueError: there is no checkpoint to resume from, it is not whole, it does not fit the model, there are
                 too few images, or weights to train are held in half precision.
         """
-        wish = resume_wish(resume_from_checkpoint)
-        choice = self._choose_checkpoint(wish)
-        if choice is not None:
-            self._compare_with_run(choice)
-        if self.args.should_save and (wish is not None or self.args.overwrite_output_dir):
-            set_newer_aside(self.args.output_dir, choice)
-        self.accelerator.wait_for_everyone()
-        on_cpu = self.args.device.type == "cpu"
-        if on_cpu and self.accelerator.mixed_precision == "bf16" and self.is_world_process_zero():
-            warn_of_slow_bf16()
         with explain_silence(self):
+            choice = self._choose_checkpoint(resume_wish(resume_from_checkpoint))
+            first = 0
+            if choice is not None:
+                self._compare_with_run(choice)
+                # The folder may be deleted as the oldest.
+                first = step_of(choice)
+            if self.args.should_save:
+                set_newer_aside(self.args.output_dir, choice)
+            self.accelerator.wait_for_everyone()
+            on_cpu = self.args.device.type == "cpu"
+            if on_cpu and self.accelerator.mixed_precision == "bf16" and self.is_world_process_zero():
+                warn_of_slow_bf16()
             output = super().train(resume_from_checkpoint=choice, **kwargs)
             # Each process knows its own mean; all must judge the same one.
             loss = torch.tensor(output.training_loss, device=self.args.device)
             self._require_finite(float(self._average(loss)))
+        if choice is not None:
+            output.metrics["resumed_from_step"] = first
+            if first >= output.global_step:
+                # The run was finished: a mean and a speed of no step are none.
+                for name in ("train_loss", "train_samples_per_second", "train_steps_per_second"):
+                    output.metrics.pop(name, None)
         return output
 
     def _choose_checkpoint(self, wish: str | bool | None) -> str | None:
@@ -404,6 +415,11 @@ class ImageTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with keeps_changed_options(self, self._changed_options):
             super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_best_model(self) -> None:
+        if self.args.should_save:
+            require_best(self.state.best_model_checkpoint)
+        super()._load_best_model()
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         if load_result.missing_keys or load_result.unexpected_keys:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from transformers import TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 
@@ -88,17 +88,17 @@ def written_aside(folder: str) -> Iterator[str]:
 
 
 def delete_oldest(run_dir: str, limit: int | None, best: str | None) -> None:
-    """As `rotate_checkpoints` of transformers, which goes by `save_total_limit`, but one that is half deleted is no
-    longer in its place. Files that go make a folder look the newest."""
-    if limit is None or limit <= 0:
+    """As `rotate_checkpoints` of transformers, which goes by `save_total_limit`, but by steps, since a copy of a run
+    has other times; and what is half deleted is no longer in its place."""
+    if limit is None:
         return
-    ordered = sort_checkpoints(run_dir, use_mtime=True)
-    kept = {*ordered[-1:], *([] if best is None else [str(Path(best))])}
+    ordered = checkpoints_in(run_dir)[::-1]
+    kept = {*ordered[-1:], *([] if best is None else [Path(best)])}
     excess = max(0, len(ordered) - max(limit, len(kept)))
     staging = Path(staging_folder(run_dir))
     for path in [path for path in ordered if path not in kept][:excess]:
         staging.mkdir(exist_ok=True)
-        os.replace(path, staging / f"deleted-{Path(path).name}")
+        os.replace(path, staging / f"deleted-{path.name}")
     clear_staging(run_dir)
 
 
@@ -141,8 +141,13 @@ def checkpoints_in(output_dir: str | Path) -> list[Path]:
     return sorted(found, key=lambda path: _step_of(path) or 0, reverse=True)
 
 
-def faults_of(folder: str | Path) -> list[str]:
-    """What keeps a run from going on from this checkpoint, one phrase a file; none if it is whole."""
+def faults_of(folder: str | Path, is_resumed: bool = True) -> list[str]:
+    """What is wrong with a checkpoint, one phrase a file; none if it is whole.
+
+    Args:
+        folder: of the checkpoint.
+        is_resumed: whether a run is to go on from it, so that files which were never written are faults too.
+    """
     path = Path(folder)
     if not path.is_dir():
         return ["there is no such folder"]
@@ -158,10 +163,10 @@ def faults_of(folder: str | Path) -> list[str]:
             return [f"{MANIFEST_NAME} cannot be read ({type(error).__name__}: {error})"]
         files = set(expected)
         faults = [fault for name in expected if (fault := _fault_of(path / name, name, *expected[name]))]
-    faults += [f"{what} is missing" for what in _lacking(files)]
+    faults += [f"{what} is missing" for what in _lacking(files) if is_resumed]
     if not faults:
         try:
-            json.loads((path / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]
+            step_of(path)
         except (OSError, ValueError, KeyError, TypeError) as error:
             faults = [f"{TRAINER_STATE_NAME} cannot be read ({type(error).__name__}: {error})"]
     return faults
@@ -185,6 +190,19 @@ def require_whole(folder: str | Path) -> None:
         )
 
 
+def require_best(folder: str) -> None:
+    """Checks the best checkpoint before its weights become the model.
+
+    Raises:
+        ValueError: it is damaged, or gone.
+    """
+    if faults := faults_of(folder, is_resumed=False):
+        raise ValueError(
+            f"The best checkpoint {folder} cannot be loaded at the run's end: {'; '.join(faults)}. Copy it back, and "
+            "go on by --resume_from_checkpoint auto; or set load_best_model_at_end to false, to keep the last weights."
+        )
+
+
 def newest_whole_checkpoint(output_dir: str | Path) -> str | None:
     """The newest checkpoint of a run that is whole, if there is one; warns of newer ones, and says what is wrong."""
     for folder in checkpoints_in(output_dir):
@@ -194,6 +212,11 @@ def newest_whole_checkpoint(output_dir: str | Path) -> str | None:
         require_whole(folder)
         return str(folder)
     return None
+
+
+def step_of(checkpoint: str | Path) -> int:
+    """The step that a checkpoint was written after, as its state says."""
+    return int(json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"])
 
 
 def _step_of(folder: Path) -> int | None:
@@ -255,17 +278,13 @@ def choose_checkpoint(output_dir: str, wish: str | bool | None) -> str | None:
     Raises:
         ValueError: there is no such checkpoint, it is not whole, or it is another run's than those in `output_dir`.
     """
+    _end_interrupted_save(output_dir)
     if wish is None:
         return None
-    _end_interrupted_save(output_dir)
     if wish is True or wish == "auto":
         chosen = newest_whole_checkpoint(output_dir)
         if chosen is None and wish is True:
-            passed = ", ".join(path.name for path in checkpoints_in(output_dir)) or "no folder checkpoint-N"
-            raise ValueError(
-                f"There is no whole checkpoint in {output_dir}; it holds {passed}. Name one that lies elsewhere, or "
-                "use --resume_from_checkpoint auto: it sets aside what is not whole, and begins the run anew."
-            )
+            raise _nothing_whole(output_dir)
         return chosen
     require_whole(str(wish))
     others = checkpoints_in(output_dir)
@@ -277,12 +296,18 @@ def choose_checkpoint(output_dir: str, wish: str | bool | None) -> str | None:
     return str(wish)
 
 
+def _nothing_whole(output_dir: str | Path) -> ValueError:
+    passed = ", ".join(path.name for path in checkpoints_in(output_dir)) or "no folder checkpoint-N"
+    return ValueError(
+        f"There is no whole checkpoint in {output_dir}; it holds {passed}. Name one that lies elsewhere, or use "
+        "--resume_from_checkpoint auto: it sets aside what is not whole, and begins the run anew."
+    )
+
+
 def set_newer_aside(output_dir: str, chosen: str | None) -> None:
     """Renames the checkpoints of steps after the chosen one, all of them if none is: a later resume must not take
     them, and they may be wanted."""
-    step = -1
-    if chosen is not None:
-        step = json.loads(Path(chosen, TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]
+    step = -1 if chosen is None else step_of(chosen)
     for folder in checkpoints_in(output_dir):
         if (_step_of(folder) or 0) > step:
             aside, count = folder.with_name(f"{_SET_ASIDE}{folder.name}"), 1
@@ -300,14 +325,19 @@ def refuse_other_checkpoints(arguments: TrainingArguments) -> None:
 
     Raises:
         ValueError: `output_dir` holds a run, which is not to be gone on with nor, by `overwrite_output_dir`, begun
-            anew.
+            anew; or there is nothing of what is to be gone on with.
     """
     folder, wish = Path(arguments.output_dir), resume_wish(arguments.resume_from_checkpoint)
-    if arguments.process_index != 0 or arguments.overwrite_output_dir:
+    if arguments.process_index != 0:
         return
     interrupted = [path.parent.name for path in folder.glob(f"{_STAGING}/*/{MANIFEST_NAME}")]
     checkpoints = [path.name for path in checkpoints_in(folder)] or interrupted
-    if wish is not None and (checkpoints or wish != "auto"):
+    # Whether what is there is whole is seen later; that there is nothing need not wait for the images.
+    if wish is True and not checkpoints:
+        raise _nothing_whole(folder)
+    if isinstance(wish, str) and wish != "auto" and not Path(wish).is_dir():
+        require_whole(wish)
+    if arguments.overwrite_output_dir or (wish is not None and (checkpoints or wish != "auto")):
         return
     # A requeued job that ended between weights and results, without a checkpoint, begins again.
     patterns = ("*_results.json",) if wish == "auto" else ("model*.safetensors", "*_results.json")

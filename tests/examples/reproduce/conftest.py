@@ -12,13 +12,14 @@ FAKE = """
 import json, pathlib
 from sparsejepa_hf.training.options import OPTION_TYPES, parse_options, write_options
 options = parse_options(OPTION_TYPES)
+options[1].resolve_statistics(options[0].build_config().num_channels)
 folder = pathlib.Path(options[2].output_dir)
 with (folder / "starts").open("a") as starts:
     starts.write(f"{options[2].resume_from_checkpoint} ")
 write_options(str(folder), *options)
 if options[2].seed == 13:
     raise RuntimeError("thirteen is unlucky")
-if options[2].seed == 75 and not options[2].resume_from_checkpoint:
+if options[2].seed == 75 and not (folder / "checkpoint-1").exists():
     (folder / "checkpoint-1").mkdir()
     (folder / "checkpoint-1" / "trainer_state.json").write_text("{}")
     (folder / "checkpoint-1" / "model.safetensors").touch()
