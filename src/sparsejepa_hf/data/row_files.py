@@ -83,7 +83,8 @@ def _open_allowed(path: str, mode: str, roots: list[str] | None) -> Any:
         refusal = "" if roots is None else "a file outside the data set's folder"
     if refusal:
         raise UndecodableImageError(
-            f"its row names {refusal}: expected bytes, or a file of the data set (in training and load_image_dataset, trust_paths opens any)"
+            f"its row names {refusal}: expected bytes, or a file of the data set (in training and load_image_dataset, "
+            "trust_paths opens any)"
         )
     if is_address or not inside:
         return open_file(path if is_address else place, mode)
