@@ -183,6 +183,10 @@ def require_whole(folder: str | Path) -> None:
             f"The checkpoint {folder} is not whole, so a run cannot go on from it: {'; '.join(faults)}. Name another "
             "one, or let --resume_from_checkpoint true find the newest that is whole."
         )
+    _warn_without_manifest(folder)
+
+
+def _warn_without_manifest(folder: str | Path) -> None:
     if not (Path(folder) / MANIFEST_NAME).exists():
         logger.warning(
             f"{folder} has no {MANIFEST_NAME}, as older checkpoints have none. Its files are all there, but damage to "
@@ -209,7 +213,7 @@ def newest_whole_checkpoint(output_dir: str | Path) -> str | None:
         if faults := faults_of(folder):
             logger.warning(f"{folder} is not whole and is passed over: {'; '.join(faults)}.")
             continue
-        require_whole(folder)
+        _warn_without_manifest(folder)
         return str(folder)
     return None
 
