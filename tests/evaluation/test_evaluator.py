@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sparsejepa_hf import SparseJEPAModel
+from sparsejepa_hf.data import load_image_dataset
 from sparsejepa_hf.evaluation import Evaluator, ProbeSettings, evaluator, find_task, load_encoder
 
 
@@ -90,3 +91,15 @@ def test_counts_are_scored_by_exact_matches_and_errors(folder, tmp_path):
 def test_impossible_settings_are_refused(given):
     with pytest.raises(ValueError, match="expected"):
         ProbeSettings(**given)
+
+
+def test_duplicates_are_looked_for_in_no_file_that_rows_may_not_name(tmp_path):
+    (tmp_path / "own").mkdir()
+    datasets.Dataset.from_dict({"pixels": [[0]]}).to_parquet(tmp_path / "outside.png")
+    image = {"bytes": None, "path": str(tmp_path / "outside.png")}
+    rows = datasets.Dataset.from_dict({"image": [image, image, {"bytes": b"13 bands", "path": None}, None]})
+    rows.to_parquet(tmp_path / "own" / "train.parquet")
+    dataset = load_image_dataset(tmp_path / "own", image_column="image", cache_dir=tmp_path / "cache")
+    first, second, bands, missing = evaluator._pixel_hashes(dataset)
+    assert len({first, second, bands, missing}) == 4, "those that cannot be read equal none"
+    assert evaluator._pixel_hashes(dataset)[2] == bands

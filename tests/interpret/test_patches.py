@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import ViTImageProcessor
 
 from sparsejepa_hf import SparseJEPAForPreTraining, SparseJEPAVisionModel
-from sparsejepa_hf.data import build_scenes, load_image_dataset
+from sparsejepa_hf.data import UndecodableImageError, build_scenes, load_image_dataset
 from sparsejepa_hf.evaluation import load_encoder
 from sparsejepa_hf.interpret import EXTRA_COLUMNS, NotMeasurable, collect_patches, group_activations
 
@@ -130,3 +130,15 @@ def test_extra_columns_are_kept_where_they_are(scenes):
     kept = load_image_dataset(scenes, extra_columns=EXTRA_COLUMNS)
     assert set(kept.column_names) == {"image", "label", "mask", "objects", "count"}
     assert set(load_image_dataset(scenes).column_names) == {"image", "label"}
+
+
+def test_masks_are_no_files_that_the_images_beside_them_may_not_name(checkpoint, scenes, tmp_path):
+    outside = tmp_path / "outside.png"
+    Image.new("L", (32, 32)).save(outside)
+    named = scenes.remove_columns("mask").add_column("mask", [{"bytes": None, "path": str(outside)}] * 6)
+    (tmp_path / "own").mkdir()
+    named.select_columns(["image", "mask"]).to_parquet(tmp_path / "own" / "train.parquet")
+    dataset = load_image_dataset(tmp_path / "own", extra_columns=("mask",), cache_dir=tmp_path / "cache")
+    with pytest.raises(UndecodableImageError, match="a file outside the data set's folder"):
+        collect_patches(load_encoder(checkpoint), dataset, progress=False)
+    assert collect_patches(load_encoder(checkpoint), named, progress=False).masks.max() == 0

@@ -8,7 +8,6 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Literal
 
 import datasets
@@ -23,7 +22,7 @@ from transformers.utils import logging
 
 from .images import PixelFormat, UndecodableImageError, warn_of_dark_images
 from .loading import refuse_transform
-from .row_files import row_opener
+from .row_files import encoded_bytes, row_opener
 
 
 logger = logging.get_logger(__name__)
@@ -142,11 +141,7 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def encoded(self, index: int) -> bytes:
         """An image as it is stored, neither decoded nor counted; empty where there is none."""
-        image = self._source[index]["image"] or {}
-        if image.get("bytes") is not None:
-            return image["bytes"]
-        path = image.get("path")
-        return Path(path).read_bytes() if path is not None and Path(path).is_file() else b""
+        return encoded_bytes(self._source[index]["image"], self.pixel_format.open_file) or b""
 
     def __getitem__(self, index: int) -> Example:
         """One example: `pixel_values`, uint8 (C, height, width), and `labels`, int, if there are labels."""

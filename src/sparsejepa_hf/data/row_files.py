@@ -3,7 +3,7 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -43,6 +43,19 @@ def row_opener(feature: datasets.Image) -> Callable[[str, str], Any]:
     """
     rule = feature.id if feature.id in _made_here else None
     return open_file if rule == _ANY else partial(_open_allowed, roots=None if rule is None else json.loads(rule))
+
+
+def encoded_bytes(image: Mapping[str, Any] | None, open_file: Callable[[str, str], Any]) -> bytes | None:
+    """A row's image as it is stored, not decoded; None where there is none, or it may not be opened."""
+    content, path = ((image or {}).get(part) for part in ("bytes", "path"))
+    if content is None and path is not None:
+        try:
+            with open_file(path, "rb") as file:
+                return file.read()
+        # An archive raises what it likes.
+        except Exception:
+            return None
+    return content
 
 
 def _open_allowed(path: str, mode: str, roots: list[str] | None) -> Any:

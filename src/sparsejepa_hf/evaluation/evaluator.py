@@ -19,7 +19,9 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers.utils import logging
 
+from ..data.dataset import undecoded
 from ..data.images import UndecodableImageError, to_rgb
+from ..data.row_files import encoded_bytes, row_opener
 from ..records import provenance
 from .encoders import PIXELS, VisionEncoder
 from .features import FeatureSet, extract_feature_set
@@ -264,13 +266,12 @@ def _figures(kind: str, probe: LinearProbeResult) -> dict[str, Any]:
 def _pixel_hashes(dataset: datasets.Dataset) -> list[bytes]:
     """A digest of every image's pixels, or of its file where it has other channels; those that cannot be read equal
     none."""
-    digests = []
-    for row, image in enumerate(dataset.cast_column("image", datasets.Image(decode=False))["image"]):
+    digests, images = [], undecoded(dataset)
+    opener = row_opener(images.features["image"])
+    for row, image in enumerate(images["image"]):
         try:
-            digests += image_hashes(np.asarray(to_rgb(image))[None])
+            digests += image_hashes(np.asarray(to_rgb(image or {}, open_file=opener))[None])
         except UndecodableImageError:
-            content, path = (image or {}).get("bytes"), (image or {}).get("path")
-            if content is None and path and Path(path).is_file():
-                content = Path(path).read_bytes()
-            digests.append(hashlib.blake2b(content or f"{id(dataset)} {row}".encode(), digest_size=32).digest())
+            content = encoded_bytes(image, opener) or f"{id(dataset)} {row}".encode()
+            digests.append(hashlib.blake2b(content, digest_size=32).digest())
     return digests

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from ..data import TooManyBadImagesError
 from ..data.dataset import undecoded
 from ..data.images import PixelFormat
-from ..data.row_files import row_opener
+from ..data.row_files import encoded_bytes, row_opener
 from .metrics import non_finite_rows
 
 
@@ -454,11 +454,12 @@ def _digest(fingerprint: str, images: datasets.Dataset, labels: np.ndarray | Non
     """SHA-256 of the encoded images and their labels; an image file is known by what it holds, not by its path."""
     if fingerprint not in _DIGESTS:
         digest = hashlib.sha256(b"" if labels is None else labels.tobytes())
+        opener = row_opener(images.features["image"])
         for image in (image for batch in images.iter(256) for image in batch["image"]):
-            content, path = ((image or {}).get(part) for part in ("bytes", "path"))
+            content = encoded_bytes(image, opener)
             if content is None:
-                # A missing file, or an address inside an archive, stands for itself.
-                content = Path(path).read_bytes() if path and Path(path).is_file() else str(path).encode()
+                # What cannot be read stands for itself.
+                content = str((image or {}).get("path")).encode()
             digest.update(len(content).to_bytes(8, "little") + content)
         _DIGESTS[fingerprint] = digest.hexdigest()
     return _DIGESTS[fingerprint]

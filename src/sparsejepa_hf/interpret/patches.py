@@ -13,8 +13,10 @@ from tqdm.auto import tqdm
 
 from ..data import ImageDataset
 from ..data.images import sides_of
+from ..data.row_files import row_opener
 from ..evaluation import VisionEncoder
 from ..evaluation.features import default_batch_size, frozen_module, preserved_rng
+from ..image_decoding_sparsejepa import read_image
 from .groups import find_grouping, find_model
 from .measures import NotMeasurable
 
@@ -202,14 +204,16 @@ def _masks(table: datasets.Dataset, sides: tuple[int, int]) -> np.ndarray | None
     """Instance masks, cut and resized as the images were, each pixel taking the nearest one's object."""
     if "mask" not in table.column_names:
         return None
-    masks = table.select_columns(["mask"]).cast_column("mask", datasets.Image())["mask"]
-    return np.stack([_fit(mask, sides) for mask in masks])
+    # They name what the images beside them may name.
+    opener = row_opener(table.features["image"])
+    masks = table.select_columns(["mask"]).cast_column("mask", datasets.Image(decode=False))["mask"]
+    return np.stack([_fit(read_image(mask or {}, None, opener), sides) for mask in masks])
 
 
-def _fit(mask: Image.Image, sides: tuple[int, int]) -> np.ndarray:
-    if mask.mode not in ("L", "P", "I;16", "I"):
+def _fit(mask: Image.Image | np.ndarray, sides: tuple[int, int]) -> np.ndarray:
+    if isinstance(mask, np.ndarray) or mask.mode not in ("L", "P", "I;16", "I"):
         raise NotMeasurable(
-            f"An instance mask has the mode {mask.mode}; expected one channel of whole numbers (0 for background, i "
+            f"An instance mask has the mode {getattr(mask, 'mode', 'of an array')}; expected one channel of whole numbers (0 for background, i "
             "for object i)."
         )
     size = sides[1], sides[0]

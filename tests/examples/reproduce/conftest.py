@@ -19,7 +19,7 @@ with (folder / "starts").open("a") as starts:
 write_options(str(folder), *options)
 if options[2].seed == 13:
     raise RuntimeError("thirteen is unlucky")
-if options[2].seed == 75 and not (folder / "checkpoint-1").is_dir():
+if options[2].seed == 75 and not (folder / "checkpoint-1").exists():
     (folder / "checkpoint-1").mkdir()
     (folder / "checkpoint-1" / "trainer_state.json").write_text("{}")
     (folder / "checkpoint-1" / "model.safetensors").touch()
