@@ -131,6 +131,12 @@ def test_a_folder_that_holds_a_run_is_not_overwritten_without_a_word(run, tmp_pa
         == 0.375
     )
     for folder in (tmp_path / "run").glob("checkpoint-*"):
+        # As save_only_model leaves them.
+        (folder / "optimizer.pt").unlink()
+    for wish in (None, "auto"):
+        with pytest.raises(ValueError, match=r"checkpoint-2, .*It has no checkpoint to go on"):
+            run(resume_from_checkpoint=wish)
+    for folder in (tmp_path / "run").glob("checkpoint-*"):
         shutil.rmtree(folder)
     for wish in (None, "auto"):
         with pytest.raises(ValueError, match=r"pretraining_results.json. It has no checkpoint to go on"):

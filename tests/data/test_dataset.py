@@ -338,7 +338,8 @@ class TestStreaming:
         assert sorted(seen) == list(range(40))
 
     @pytest.mark.parametrize("kind", ["lazy", "stream", "repeated stream"])
-    def test_bad_images_of_all_workers_are_counted(self, kind):
+    def test_bad_images_of_all_workers_are_counted(self, kind, monkeypatch):
+        monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
         bad = range(3, 240, 20)
 
         def build(fraction):

@@ -275,7 +275,8 @@ def test_webdataset(tmp_path, load, streaming):
 
 
 @pytest.mark.skipif(int(datasets.__version__.split(".")[0]) < 5, reason="before 5.0 datasets reads whole files")
-def test_a_streamed_parquet_file_is_read_a_row_group_at_a_time(tmp_path, load):
+def test_a_streamed_parquet_file_is_read_a_row_group_at_a_time(tmp_path, load, monkeypatch):
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
     for index, levels in enumerate(([1, 2, 3, 4, 5], [6, 7, 8])):
         pq.write_table(table(levels).data.table, tmp_path / f"train-0000{index}-of-00002.parquet", row_group_size=2)
     dataset = load(tmp_path, streaming=True)
@@ -756,4 +757,5 @@ class TestWhatRowsName:
         # A cast to a new feature takes the rule off, as a caller may.
         assert len(build_image_dataset(dataset, 4, max_bad_fraction=1.0)) == 2
         kept = load(tmp_path / "own").shuffle(seed=0).select([0, 1])
-        assert len(build_image_dataset(kept, 4, max_bad_fraction=1.0)) == 1
+        for source in (kept, load(kept), load(kept, max_examples=2)):
+            assert len(build_image_dataset(source, 4, max_bad_fraction=1.0)) == 1

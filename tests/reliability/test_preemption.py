@@ -166,7 +166,7 @@ def test_another_thread_than_the_main_one_trains_without_handlers(make_trainer):
     assert seen == [before] and trainer.state.global_step == 1
 
 
-def test_a_second_request_ends_the_process_at_once(make_trainer, monkeypatch, capsys):
+def test_a_second_request_ends_the_process_at_once(make_trainer, monkeypatch, capfd):
     times, sent = iter([10.0, 11.0, 13.0]), []
     monkeypatch.setattr(preemption.time, "monotonic", lambda: next(times))
     monkeypatch.setattr(preemption.os, "kill", lambda *given: sent.append(given))
@@ -177,7 +177,7 @@ def test_a_second_request_ends_the_process_at_once(make_trainer, monkeypatch, ca
         assert not sent
         hear(signal.SIGTERM, None)
         assert sent == [(os.getpid(), signal.SIGTERM)] and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    assert capsys.readouterr().err.count("saving at the end of this step") == 1
+    assert capfd.readouterr().err.count("saving at the end of this step") == 1
 
 
 # ---- processes of their own ----

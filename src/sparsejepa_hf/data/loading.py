@@ -631,9 +631,10 @@ def _select_columns(
         dataset = dataset.cast_column(label_column, ClassLabel(names=names))
     renames = {column: name for column, name in new_names.items() if column != name}
     # A stream is renamed example by example, with images as its features say: decoded, unless told otherwise.
-    dataset = dataset.cast_column(image_column, image(decode=not (is_stream and renames)))
+    before = features[image_column]
+    dataset = dataset.cast_column(image_column, image(decode=not (is_stream and renames), before=before))
     dataset = dataset.rename_columns(renames) if renames else dataset
-    return dataset.cast_column("image", image()) if is_stream and renames else dataset
+    return dataset.cast_column("image", image(before=before)) if is_stream and renames else dataset
 
 
 def _as_files(dataset: AnyDataset, column: str) -> AnyDataset:

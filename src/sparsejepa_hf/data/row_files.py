@@ -20,7 +20,9 @@ _ANY = json.dumps("any")
 _ARCHIVES = ("zip", "tar", "gzip", "bz2", "xz", "zstd", "lz4")
 
 
-def image_feature(roots: Sequence[str] | None, trusts_paths: bool = False, decode: bool = True) -> datasets.Image:
+def image_feature(
+    roots: Sequence[str] | None, trusts_paths: bool = False, decode: bool = True, before: Any = None
+) -> datasets.Image:
     """The feature of an image column, with the rule of what its rows may name.
 
     Args:
@@ -28,8 +30,10 @@ def image_feature(roots: Sequence[str] | None, trusts_paths: bool = False, decod
             may then name any local file.
         trusts_paths: rows may name any file and any address.
         decode: as for `datasets.Image`.
+        before: the feature that this one takes the place of; where the caller made the rows, its rule stays.
     """
-    rule = _ANY if trusts_paths else None if roots is None else json.dumps(list(roots))
+    rule = _rule_of(before) if roots is None else json.dumps(list(roots))
+    rule = _ANY if trusts_paths else rule
     if rule is not None:
         _made_here.add(rule)
     return datasets.Image(decode=decode, id=rule)
@@ -41,8 +45,13 @@ def row_opener(feature: datasets.Image) -> Callable[[str, str], Any]:
     It raises an `UndecodableImageError` for what the rule leaves out: addresses, files of other folders, and what is
     no regular file, such as a pipe.
     """
-    rule = feature.id if feature.id in _made_here else None
+    rule = _rule_of(feature)
     return open_file if rule == _ANY else partial(_open_allowed, roots=None if rule is None else json.loads(rule))
+
+
+def _rule_of(feature: Any) -> str | None:
+    rule = getattr(feature, "id", None)
+    return rule if rule in _made_here else None
 
 
 def encoded_bytes(image: Mapping[str, Any] | None, open_file: Callable[[str, str], Any]) -> bytes | None:
@@ -74,7 +83,8 @@ def _open_allowed(path: str, mode: str, roots: list[str] | None) -> Any:
         refusal = "" if roots is None else "a file outside the data set's folder"
     if refusal:
         raise UndecodableImageError(
-            f"its row names {refusal}: expected bytes, or a file of the data set; trust_paths opens whatever rows name"
+            f"its row names {refusal}: expected bytes, or a file of the data set (in training and load_image_dataset, "
+            "trust_paths opens any)"
         )
     if is_address or not inside:
         return open_file(path if is_address else place, mode)

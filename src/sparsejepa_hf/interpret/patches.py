@@ -211,10 +211,11 @@ def _masks(table: datasets.Dataset, sides: tuple[int, int]) -> np.ndarray | None
 
 
 def _fit(mask: Image.Image | np.ndarray, sides: tuple[int, int]) -> np.ndarray:
-    if isinstance(mask, np.ndarray) or mask.mode not in ("L", "P", "I;16", "I"):
+    mode = "of an array" if isinstance(mask, np.ndarray) else mask.mode
+    if isinstance(mask, np.ndarray) or mode not in ("L", "P", "I;16", "I"):
         raise NotMeasurable(
-            f"An instance mask has the mode {getattr(mask, 'mode', 'of an array')}; expected one channel of whole numbers (0 for background, i "
-            "for object i)."
+            f"An instance mask has the mode {mode}; expected one channel of whole numbers (0 for background, i for "
+            "object i)."
         )
     size = sides[1], sides[0]
     fitted = mask if mask.size == size else ImageOps.fit(mask, size, Image.Resampling.NEAREST)

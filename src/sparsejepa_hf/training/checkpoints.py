@@ -153,7 +153,7 @@ def faults_of(folder: str | Path, is_resumed: bool = True) -> list[str]:
         return ["there is no such folder"]
     if not (path / MANIFEST_NAME).exists():
         # Written before there were manifests, or by transformers alone.
-        files = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
+        files = _files_in(path)
         faults = [f"{name} is empty" for name in sorted(files) if (path / name).stat().st_size == 0]
     else:
         try:
@@ -183,6 +183,10 @@ def require_whole(folder: str | Path) -> None:
             f"The checkpoint {folder} is not whole, so a run cannot go on from it: {'; '.join(faults)}. Name another "
             "one, or let --resume_from_checkpoint true find the newest that is whole."
         )
+    _warn_without_manifest(folder)
+
+
+def _warn_without_manifest(folder: str | Path) -> None:
     if not (Path(folder) / MANIFEST_NAME).exists():
         logger.warning(
             f"{folder} has no {MANIFEST_NAME}, as older checkpoints have none. Its files are all there, but damage to "
@@ -209,7 +213,7 @@ def newest_whole_checkpoint(output_dir: str | Path) -> str | None:
         if faults := faults_of(folder):
             logger.warning(f"{folder} is not whole and is passed over: {'; '.join(faults)}.")
             continue
-        require_whole(folder)
+        _warn_without_manifest(folder)
         return str(folder)
     return None
 
@@ -235,6 +239,10 @@ def _fault_of(path: Path, name: str, size: int, checksum: str) -> str | None:
     except OSError as error:
         return f"{name} cannot be read ({error})"
     return None
+
+
+def _files_in(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
 def _lacking(files: set[str]) -> list[str]:
@@ -332,19 +340,20 @@ def refuse_other_checkpoints(arguments: TrainingArguments) -> None:
         return
     interrupted = [path.parent.name for path in folder.glob(f"{_STAGING}/*/{MANIFEST_NAME}")]
     checkpoints = [path.name for path in checkpoints_in(folder)] or interrupted
-    # Whether what is there is whole is seen later; that there is nothing need not wait for the images.
-    if wish is True and not checkpoints:
+    resumable = [path for path in checkpoints_in(folder) if not _lacking(_files_in(path))] or interrupted
+    # Whether what is there is damaged is seen later; that there is nothing need not wait for the images.
+    if wish is True and not resumable:
         raise _nothing_whole(folder)
     if isinstance(wish, str) and wish != "auto" and not Path(wish).is_dir():
         require_whole(wish)
-    if arguments.overwrite_output_dir or (wish is not None and (checkpoints or wish != "auto")):
+    if arguments.overwrite_output_dir or (wish is not None and (resumable or wish != "auto")):
         return
     # A requeued job that ended between weights and results, without a checkpoint, begins again.
     patterns = ("*_results.json",) if wish == "auto" else ("model*.safetensors", "*_results.json")
     written = sorted(path.name for pattern in patterns for path in folder.glob(pattern))
-    if not checkpoints and not written:
+    if not written and (wish == "auto" or not checkpoints):
         return
-    go_on = "Go on with it by --resume_from_checkpoint auto" if checkpoints else "It has no checkpoint to go on from"
+    go_on = "Go on with it by --resume_from_checkpoint auto" if resumable else "It has no checkpoint to go on from"
     raise ValueError(
         f"output_dir {arguments.output_dir!r} holds an earlier run: {', '.join([*checkpoints[:1], *written])}. "
         f"{go_on}; choose another output_dir; or begin anew in this one by --overwrite_output_dir true."

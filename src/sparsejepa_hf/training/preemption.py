@@ -81,7 +81,8 @@ class _SaveWhenAsked(TrainerCallback):
             return
         if self._heard is None:
             self._heard = number, time.monotonic()
-            print(f"{signal.Signals(number).name}: saving at the end of this step.", file=sys.stderr, flush=True)
+            # Not by print, which fails where it has interrupted another print, as of a progress bar.
+            os.write(2, f"{signal.Signals(number).name}: saving at the end of this step.\n".encode())
         elif time.monotonic() - self._heard[1] > _SAME_REQUEST_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             os.kill(self._process, number)

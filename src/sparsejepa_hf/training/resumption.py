@@ -245,8 +245,8 @@ def require_same_run(folder: str | Path, now: Record, allowed: Collection[str]) 
     for name in allowed:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
-            hint = f"Did you mean {close[0]!r}?" if close else f"Expected some of {', '.join(sorted(known))}."
-            raise ValueError(f"resume_with_changes has {name!r}, which no option is called. {hint}")
+            hint = f"Did you mean {close[0]!r}?" if close else "Expected names of options, such as learning_rate."
+            raise ValueError(f"resume_with_changes has {name!r}, which is the name of no option. {hint}")
     found = differences(was, now)
     fixed = {name for name in found if name in _FIXED or (name in now["model"] and name not in _OF_THE_LOSS)}
     types = {_flat(record)["lr_scheduler_type"] for record in (was, now)}
