@@ -73,7 +73,19 @@ def inject(plan: dict[str, float], threads: int) -> dict[str, Any]:
             "SPARSEJEPA_STREAM_IMAGES": str(int(plan["images"])),
             "SPARSEJEPA_RELIABILITY_RECORD": str(record),
         }
-        command = [sys.executable, "-m", "pytest", *_TESTS, "-q", "-p", "no:cacheprovider"]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            *_TESTS,
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-n",
+            "2",
+            "--dist",
+            "loadscope",
+        ]
         began = time.perf_counter()
         run = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
         print(run.stdout)

@@ -19,9 +19,8 @@ from sparsejepa_hf.training.checkpoints import MANIFEST_NAME, checkpoints_in, ch
 
 STEPS = 3
 OPTIONS = {"max_steps": STEPS, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2, "logging_steps": 100}
-# In the long form a run is killed at each of its operations on files; else at this many, spread over all.
-KILLS = 6
-IS_LONG = int(os.environ.get("SPARSEJEPA_FUZZ_CASES", "0")) > 200
+# A run has some hundred operations on files; it is killed at this many, spread over all.
+KILLS = 40 if int(os.environ.get("SPARSEJEPA_FUZZ_CASES", "0")) > 200 else 6
 # What Python tells its audit hooks, which sees the operations of all libraries that are written in it.
 OPERATIONS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir"}
 
@@ -140,7 +139,7 @@ def kill_everywhere(work: Callable[[], None], folder: Path, tmp_path: Path) -> l
     assert in_a_child(counted)
     count = int((tmp_path / "count").read_text())
     assert count > 50
-    return list(range(0, count, 1 if IS_LONG else max(1, count // KILLS)))
+    return list(range(0, count, max(1, count // KILLS)))
 
 
 # ---- damage ----
@@ -211,7 +210,7 @@ def test_a_run_killed_at_random_moments_goes_on_to_the_same_end(whole, train, tm
     start = time.monotonic()
     assert in_a_child(lambda: train(tmp_path / "timed"))
     duration = time.monotonic() - start
-    while kills < (100 if IS_LONG else 10):
+    while kills < max(10, KILLS):
         folder, ended = tmp_path / "killed", False
         shutil.rmtree(folder, ignore_errors=True)
         while not ended:
