@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
@@ -62,8 +63,8 @@ _TESTS = ("tests/reliability", "tests/training/test_distributed.py")
 _WATCHED = {"resident": "MB", "descriptors": "", "threads": "", "processes": ""}
 
 
-def inject(plan: dict[str, float], threads: int) -> dict[str, Any]:
-    """Runs `tests/reliability` in its long form: the rows that its tests recorded, and which tests failed."""
+def inject(plan: dict[str, float], threads: int, tests: Sequence[str] = _TESTS) -> dict[str, Any]:
+    """Runs tests in their long form: the rows that they recorded, and which of them failed."""
     with tempfile.TemporaryDirectory() as folder:
         record = Path(folder, "faults.jsonl")
         environment = {
@@ -77,7 +78,7 @@ def inject(plan: dict[str, float], threads: int) -> dict[str, Any]:
             sys.executable,
             "-m",
             "pytest",
-            *_TESTS,
+            *tests,
             "-q",
             "-p",
             "no:cacheprovider",
@@ -168,10 +169,10 @@ def render(record: dict[str, Any]) -> str:
     rows.append(["all", "", f"{injected:,}", f"{held:,}", f"lost {injected - held:,}"])
     blocks = [table(["kind", "fault or input", "injected", "held", "figures"], rows)]
     tests, run = record["tests"], record["soak"]
-    blocks.append(
-        f"Tests: {tests['passed']} passed, {tests['failed'] + tests['error']} failed, {tests['skipped']} skipped, in "
-        f"{tests['seconds'] / 60:.0f} minutes." + "".join(f" `{name}` failed." for name in tests["names_failed"])
-    )
+    blocks.append(f"Tests: {_counts(tests)}.")
+    for again in record.get("again", ()):
+        names = ", ".join(f"`{name}`" for name in again["files"])
+        blocks.append(f"Mended, and run again at commit {again['commit'][:7]}: {names}: {_counts(again['tests'])}.")
     growth = []
     for name, unit in _WATCHED.items():
         found = run["slopes"][name]
@@ -186,6 +187,14 @@ def render(record: dict[str, Any]) -> str:
         f"{run['exit_code']}, with a whole checkpoint of step {run['steps']:,} and {ending}. {origin_line(record)}"
     )
     return "\n\n".join(blocks)
+
+
+def _counts(tests: dict[str, Any]) -> str:
+    failed = "".join(f"; failed: `{name}`" for name in tests["names_failed"])
+    return (
+        f"{tests['passed']} passed, {tests['failed'] + tests['error']} failed, {tests['skipped']} skipped, in "
+        f"{tests['seconds'] / 60:.0f} minutes{failed}"
+    )
 
 
 def _merged(faults: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -207,18 +216,24 @@ def _shown(value: Any) -> str:
 
 def main() -> None:
     flags = parser(__doc__)
+    flags.add_argument("--again", nargs="+", help="test files that failed and were mended: their rows join the record")
     options: argparse.Namespace = flags.parse_args()
-    origin, plan = start(options), PLANS[options.effort]
-    threads = 1
-    # Side by side: the soak is watched for what grows, not for its speed.
-    with ThreadPoolExecutor(1) as beside:
-        run = beside.submit(soak, plan, threads, options.seed)
-        measured = {**inject(plan, threads), "soak": run.result(), "plan": plan}
-    shown = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
-    shown.pop("results_dir")
-    record = {"benchmark": "reliability", **origin, "options": shown, **measured}
-    suffix = "" if options.effort == "full" else f"_{options.effort}"
-    path = options.results_dir / f"reliability{suffix}.json"
+    origin, plan, threads = start(options), PLANS[options.effort], 1
+    path = options.results_dir / f"reliability{'' if options.effort == 'full' else f'_{options.effort}'}.json"
+    if options.again:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        found = inject(plan, threads, options.again)
+        record["faults"] += found["faults"]
+        again = {"commit": origin["commit"], "files": options.again, "tests": found["tests"]}
+        record["again"] = [*record.get("again", ()), again]
+    else:
+        # Side by side: the soak is watched for what grows, not for its speed.
+        with ThreadPoolExecutor(1) as beside:
+            run = beside.submit(soak, plan, threads, options.seed)
+            measured = {**inject(plan, threads), "soak": run.result(), "plan": plan}
+        shown = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+        del shown["results_dir"], shown["again"]
+        record = {"benchmark": "reliability", **origin, "options": shown, **measured}
     write_record(record, path)
     path.with_suffix(".md").write_text(render(record) + "\n", encoding="utf-8")
     print(render(record))

@@ -444,8 +444,9 @@ class SparseJEPAConfig(BackboneConfigMixin, PreTrainedConfig):
             if value is not None and not isinstance(dtype, torch.dtype):
                 raise ValueError(f"{name} is {_shown(value)}; expected a type of torch, such as 'float32'.")
         for name in ("attn_implementation", "_attn_implementation", "experts_implementation"):
-            if not isinstance(kwargs.get(name), (str, dict, type(None))):
-                raise ValueError(f"{name} is {_shown(kwargs[name])}; expected a text, such as 'sdpa'.")
+            value = kwargs.get(name)
+            if not all(isinstance(v, str | None) for v in (value.values() if isinstance(value, dict) else [value])):
+                raise ValueError(f"{name} is {_shown(value)}; expected a text, such as 'sdpa'.")
 
     def _check_counts(self) -> None:
         for name, (least, most) in _COUNTS.items():

@@ -383,7 +383,9 @@ def _undecodable(error: Exception, content: bytes = b"") -> Exception:
             np.empty(4 * (Image.MAX_IMAGE_PIXELS or _LARGE), np.uint8)
         except MemoryError:
             return error
-    return UndecodableImageError(f"{type(error).__name__}: {error}")
+    # numpy repeats a damaged header whole.
+    reason = str(error)
+    return UndecodableImageError(f"{type(error).__name__}: {reason[:200]}{'...' if len(reason) > 200 else ''}")
 
 
 def _format_of(content: bytes) -> str | None:

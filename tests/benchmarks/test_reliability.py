@@ -35,9 +35,12 @@ def test_every_fault_that_was_not_survived_counts_as_lost():
     machine = {"processor": "a CPU", "cores": 2, "accelerator": None}
     record = {"faults": faults, "tests": tests, "soak": {**soak, "results_file_at_the_end": False}}
     record |= {"machine": machine, "versions": {"torch": "2", "transformers": "5"}, "commit": "0" * 40}
+    tests = {**tests, "failed": 0, "names_failed": []}
+    record["again"] = [{"commit": "1" * 40, "files": ["test_x.py"], "tests": tests}]
     text = reliability.render(record | {"options": {"device": "cpu", "threads": 1, "seed": 0}})
+    assert "run again at commit 1111111: `test_x.py`: 3 passed, 0 failed" in text
     assert "| fuzz | images | 1,000 | 998 | – |" in text
-    assert "| all |  | 1,013 | 1,011 | lost 2 |" in text and "`test_x.py::test` failed" in text
+    assert "| all |  | 1,013 | 1,011 | lost 2 |" in text and "failed: `test_x.py::test`" in text
     assert text.index("a file cut short") < text.index("images") and "seconds 0.25" in text
 
 

@@ -130,6 +130,9 @@ def test_a_folder_that_holds_a_run_is_not_overwritten_without_a_word(run, tmp_pa
         run(resume_from_checkpoint="auto", max_steps=3, resume_with_changes="max_steps")["train_metrics"]["epoch"]
         == 0.375
     )
+    files = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert run(resume_from_checkpoint="auto", max_steps=3)["num_steps"] == 3, "a finished run stays as it is"
+    assert files == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     for folder in (tmp_path / "run").glob("checkpoint-*"):
         # As save_only_model leaves them.
         (folder / "optimizer.pt").unlink()

@@ -14,8 +14,12 @@ def test_one_checkpoint_is_probed_and_a_missing_data_set_is_an_error_at_the_end(
         probe.main(["pixels", "--tasks", f"mine={images}", "gone=nowhere", "--low_shot", "0.5"])
     printed = capsys.readouterr().out
     assert "linear" in printed and "RankMe" in printed
-    results = json.loads((tmp_path / "runs" / "linear_probe" / "linear_probe.json").read_text())["results"]
+    results = json.loads((tmp_path / "runs" / "linear_probe" / "pixels-mine-gone.json").read_text())["results"]
     assert results["mine"]["accuracy"] == 1 and "failed" in results["gone"]
+    # A probe that measured nothing leaves nothing.
+    with pytest.raises(SystemExit, match="Not probed: mine"):
+        probe.main(["nowhere/at/all", "--tasks", f"mine={images}"])
+    assert len(list((tmp_path / "runs" / "linear_probe").glob("*.json"))) == 1
 
 
 def test_shares_of_the_labels_are_named_or_none_is_wanted(capsys):

@@ -22,6 +22,7 @@ from ..training import (
     FINE_TUNING_OPTION_TYPES,
     FineTuningTrainer,
     count_undecodable,
+    finished_results,
     image_processor,
     load_classifier,
     load_finetuning_data,
@@ -43,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             "Choose another output_dir."
         )
     refuse_other_checkpoints(training_args)
+    if (finished := finished_results(training_args, "finetuning_results.json")) is not None:
+        return finished
     # Asked for before the run: what is committed during it had no part in it.
     origin = provenance()
 

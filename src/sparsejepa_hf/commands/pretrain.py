@@ -27,6 +27,7 @@ from ..training import (
     SparseJEPATrainer,
     compare_features,
     count_undecodable,
+    finished_results,
     image_processor,
     load_pretraining_data,
     parse_options,
@@ -48,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         words = [DEFAULT_RECIPE, *_for_this_machine(), *words]
     model_args, data_args, training_args = parse_options(OPTION_TYPES, words, "sparsejepa pretrain")
     refuse_other_checkpoints(training_args)
+    if (finished := finished_results(training_args, "pretraining_results.json")) is not None:
+        return finished
     # Asked for before the run: what is committed during it had no part in it.
     origin = provenance()
     set_seed(training_args.seed)

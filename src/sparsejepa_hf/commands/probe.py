@@ -10,7 +10,8 @@ all processes extract features. Features and finished probes are kept in --outpu
 """
 
 import argparse
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -59,13 +60,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     for name, figures in found.items():
         report(name, figures)
-    results = Path(own.results or Path(own.output_dir) / "linear_probe.json")
-    write_record(
-        {**origin, "checkpoint": own.checkpoint, "settings": vars(evaluator.settings), "results": found}, results
-    )
-    print(f"\nWritten to {results}")
+    if any("failed" not in figures for figures in found.values()):
+        results = Path(own.results or Path(own.output_dir) / f"{name_of(own.checkpoint, found)}.json")
+        record = {**origin, "checkpoint": own.checkpoint, "settings": vars(evaluator.settings), "results": found}
+        write_record(record, results)
+        print(f"\nWritten to {results}")
     if failed := [name for name, figures in found.items() if "failed" in figures]:
         raise SystemExit(f"Not probed: {', '.join(failed)}")
+
+
+def name_of(checkpoint: str, tasks: Iterable[str]) -> str:
+    """A file's name for what was probed on what, so that no probe writes over another's results."""
+    return re.sub(r"[^\w.-]+", "-", " ".join([checkpoint, *tasks])).strip("-.")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -88,7 +94,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--value_range", type=float, nargs=2, help=white)
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that the checkpoint brings along")
     parser.add_argument("--output_dir", default="runs/linear_probe", help="keeps features and finished probes")
-    parser.add_argument("--results", help="JSON file to write; default: linear_probe.json in --output_dir")
+    parser.add_argument("--results", help="JSON file to write; default: named in --output_dir")
     add_probe_flags(parser, ProbeSettings())
     return parser.parse_args(arguments)
 

@@ -4,7 +4,7 @@
 from ..image_processing_sparsejepa import image_processor
 from .arguments import FineTuningArguments, SparseJEPATrainingArguments
 from .base_trainer import ImageTrainer, NonFiniteLossError
-from .checkpoints import newest_whole_checkpoint, refuse_other_checkpoints
+from .checkpoints import finished_results, newest_whole_checkpoint, refuse_other_checkpoints
 from .comparison import compare_features
 from .ema import ema_update_
 from .finetuning import (
@@ -56,6 +56,7 @@ __all__ = [
     "compare_features",
     "count_undecodable",
     "ema_update_",
+    "finished_results",
     "image_processor",
     "kkt_residual",
     "layer_decay_groups",

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from transformers import TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
@@ -358,6 +359,30 @@ def refuse_other_checkpoints(arguments: TrainingArguments) -> None:
         f"output_dir {arguments.output_dir!r} holds an earlier run: {', '.join([*checkpoints[:1], *written])}. "
         f"{go_on}; choose another output_dir; or begin anew in this one by --overwrite_output_dir true."
     )
+
+
+def finished_results(arguments: TrainingArguments, name: str) -> dict[str, Any] | None:
+    """The results of the run that is to be gone on with, if it is finished: they stay, and nothing is left to train.
+
+    None where a checkpoint is named, or changes are allowed, such as more steps.
+
+    Args:
+        arguments: of the run.
+        name: of its results file, which is written last.
+    """
+    path = Path(arguments.output_dir, name)
+    wishes_to_end = resume_wish(arguments.resume_from_checkpoint) in (True, "auto")
+    if not wishes_to_end or arguments.overwrite_output_dir or arguments.resume_with_changes:
+        return None
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    logger.warning(
+        f"The run in {arguments.output_dir} is finished: {name} is there, and all stays as it is. To train it for "
+        "longer, give another max_steps or num_train_epochs and name it in --resume_with_changes."
+    )
+    return results
 
 
 def _end_interrupted_save(output_dir: str) -> None:
