@@ -165,8 +165,10 @@ def render(record: dict[str, Any]) -> str:
         figures = {name: v for name, v in fault.items() if name not in ("kind", "fault", "injected", "held")}
         shown = ", ".join(f"{name.replace('_', ' ')} {_shown(value)}" for name, value in figures.items()) or NONE
         rows.append([fault["kind"], fault["fault"], f"{fault['injected']:,}", f"{fault['held']:,}", shown])
-    injected, held = (sum(fault[name] for fault in record["faults"]) for name in ("injected", "held"))
-    rows.append(["all", "", f"{injected:,}", f"{held:,}", f"lost {injected - held:,}"])
+    # Images that are streamed are no faults.
+    faults = [fault for fault in record["faults"] if fault["kind"] != "soak"]
+    injected, held = (sum(fault[name] for fault in faults) for name in ("injected", "held"))
+    rows.append(["all but soak", "", f"{injected:,}", f"{held:,}", f"lost {injected - held:,}"])
     blocks = [table(["kind", "fault or input", "injected", "held", "figures"], rows)]
     tests, run = record["tests"], record["soak"]
     blocks.append(f"Tests: {_counts(tests)}.")
