@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 from scipy.stats import linregress
 
-from sparsejepa_hf.records import NONE, table, write_record
+from sparsejepa_hf.records import NONE, render_into, table, write_record
 from sparsejepa_hf.training.checkpoints import newest_whole_checkpoint
 
 from .harness.records import ROOT, origin_line, parser, start
@@ -236,9 +236,18 @@ def main() -> None:
         shown = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
         del shown["results_dir"], shown["again"]
         record = {"benchmark": "reliability", **origin, "options": shown, **measured}
+    _publish(record, path)
+
+
+def _publish(record: dict[str, Any], path: Path) -> None:
+    """Writes the record and its rendering, and the latter into the documentation if it is the published one."""
     write_record(record, path)
-    path.with_suffix(".md").write_text(render(record) + "\n", encoding="utf-8")
-    print(render(record))
+    text = render(record)
+    path.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+    if path == ROOT / "results" / "reliability.json":
+        page = ROOT / "docs" / "reliability.md"
+        page.write_text(render_into(page.read_text(encoding="utf-8"), path.name, text), encoding="utf-8")
+    print(text)
 
 
 if __name__ == "__main__":
