@@ -40,7 +40,7 @@ class SparseJEPAImageProcessor(PilBackend):
     channel by itself.
 
     Args:
-        size (`dict[str, int]`, defaults to `{"shortest_edge": 32}`): for squares `{"shortest_edge"}`, the side; for
+        size (`dict[str, int]`, defaults to a side of 32): for squares `{"shortest_edge"}`, the side; for
             rectangles `{"height", "width"}`.
         crop_size (`dict[str, int]`): by default what `size` says.
         num_channels (`int`, defaults to the number of values of `image_mean`): of the pixels. 3 is RGB; 1 is the grey
