@@ -26,7 +26,7 @@ from scipy.stats import linregress
 from sparsejepa_hf.records import NONE, render_into, table, write_record
 from sparsejepa_hf.training.checkpoints import newest_whole_checkpoint
 
-from .harness.records import ROOT, origin_line, parser, start
+from .harness.records import ROOT, make_record, origin_line, parser, start
 
 
 # By effort: cases of each fuzz target, images that are streamed, minutes of the soak and seconds between two looks.
@@ -233,9 +233,8 @@ def main() -> None:
         with ThreadPoolExecutor(1) as beside:
             run = beside.submit(soak, plan, threads, options.seed)
             measured = {**inject(plan, threads), "soak": run.result(), "plan": plan}
-        shown = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
-        del shown["results_dir"], shown["again"]
-        record = {"benchmark": "reliability", **origin, "options": shown, **measured}
+        del options.again
+        record = make_record("reliability", options, origin, measured)
     _publish(record, path)
 
 

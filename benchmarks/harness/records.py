@@ -63,15 +63,22 @@ def start(options: argparse.Namespace) -> dict[str, Any]:
     return origin
 
 
+def make_record(
+    name: str, options: argparse.Namespace, origin: dict[str, Any], measured: dict[str, Any]
+) -> dict[str, Any]:
+    """What was measured, with its origin and its options."""
+    shown = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+    # Where the record lies says nothing about what was measured.
+    shown.pop("results_dir")
+    return {"benchmark": name, **origin, "options": shown, **measured}
+
+
 def write(name: str, options: argparse.Namespace, origin: dict[str, Any], measured: dict[str, Any]) -> Path:
     """Writes `benchmark_<name>_<device>.json` and its rendering beside it; returns the former's path.
 
     The file of a short or smoke run carries its effort in its name, so that it never replaces a full run's.
     """
-    shown = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
-    # Where the record lies says nothing about what was measured.
-    shown.pop("results_dir")
-    record = {"benchmark": name, **origin, "options": shown, **measured}
+    record = make_record(name, options, origin, measured)
     suffix = "" if options.effort == "full" else f"_{options.effort}"
     path = options.results_dir / f"benchmark_{name}_{torch.device(options.device).type}{suffix}.json"
     write_record(record, path)
