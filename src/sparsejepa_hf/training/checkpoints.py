@@ -138,8 +138,8 @@ def _checksum(path: Path) -> str:
 def checkpoints_in(output_dir: str | Path) -> list[Path]:
     """The folders `checkpoint-N` of a run, whole or not, newest first."""
     prefix = f"{PREFIX_CHECKPOINT_DIR}-"
-    found = [path for path in Path(output_dir).glob(f"{prefix}*") if _step_of(path) is not None and path.is_dir()]
-    return sorted(found, key=lambda path: _step_of(path) or 0, reverse=True)
+    found = [path for path in Path(output_dir).glob(f"{prefix}*") if _number_of(path) is not None and path.is_dir()]
+    return sorted(found, key=lambda path: _number_of(path) or 0, reverse=True)
 
 
 def faults_of(folder: str | Path, is_resumed: bool = True) -> list[str]:
@@ -224,7 +224,7 @@ def step_of(checkpoint: str | Path) -> int:
     return int(json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"])
 
 
-def _step_of(folder: Path) -> int | None:
+def _number_of(folder: Path) -> int | None:
     number = folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
     return int(number) if number.isascii() and number.isdigit() else None
 
@@ -318,7 +318,7 @@ def set_newer_aside(output_dir: str, chosen: str | None) -> None:
     them, and they may be wanted."""
     step = -1 if chosen is None else step_of(chosen)
     for folder in checkpoints_in(output_dir):
-        if (_step_of(folder) or 0) > step:
+        if (_number_of(folder) or 0) > step:
             aside, count = folder.with_name(f"{_SET_ASIDE}{folder.name}"), 1
             while aside.exists():
                 count += 1
