@@ -220,6 +220,39 @@ def plot(record: Record, path: Path) -> None:
         axis.grid(axis="x", alpha=0.3)
     figure.supxlabel("linear probe, top-1 (counts: exact match), per cent", fontsize=10)
     figure.savefig(path, dpi=130)
+    plot_curves(record, path.with_name(f"{path.stem}_curves.png"))
+
+
+def plot_curves(record: Record, path: Path) -> None:
+    """Accuracy of the kNN monitor over epochs: every run thin, each method's mean over its seeds thick. Without such
+    logs nothing is drawn."""
+    from matplotlib.figure import Figure
+
+    curves: dict[str, list[list[tuple[float, float]]]] = {}
+    for run in record["runs"]:
+        if run.get("knn_curve"):
+            curves.setdefault(run["method"], []).append(run["knn_curve"])
+    if not curves:
+        return
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axis = figure.subplots()
+    for number, (method, of_seeds) in enumerate(curves.items()):
+        by_epoch: dict[float, list[float]] = {}
+        for curve in of_seeds:
+            axis.plot(
+                *zip(*((epoch, 100 * value) for epoch, value in curve), strict=True), color=f"C{number}", alpha=0.3
+            )
+            for epoch, value in curve:
+                by_epoch.setdefault(round(epoch, 3), []).append(100 * value)
+        # A mean over fewer seeds than elsewhere would jump.
+        whole = {epoch: values for epoch, values in sorted(by_epoch.items()) if len(values) == len(of_seeds)}
+        means = [sum(values) / len(values) for values in whole.values()]
+        axis.plot(list(whole), means, color=f"C{number}", linewidth=2, label=f"{method} (n = {len(of_seeds)})")
+    axis.set_xlabel("epochs")
+    axis.set_ylabel("kNN of the monitor, top-1, per cent")
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=130)
 
 
 # By the end of the mark in a page.

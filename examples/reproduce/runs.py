@@ -7,7 +7,7 @@ import os
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +71,14 @@ class RunRecord:
         options: all its options, as they were resolved.
         results: what it wrote into `pretraining_results.json`.
         last: the last logged value of each quantity of interest.
+        knn_curve: the kNN monitor's accuracies, (epoch, share of held-out images), if the run had one.
     """
 
     checkpoint: Path
     options: dict[str, Any]
     results: dict[str, Any]
     last: dict[str, float]
+    knn_curve: list[tuple[float, float]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """What goes into a results file. Folders are left out, since they say nothing about the result."""
@@ -89,6 +91,7 @@ class RunRecord:
             "num_train_examples": self.results["num_train_examples"],
             "num_processes": self.results.get("num_processes", 1),
             "last": self.last,
+            **({"knn_curve": self.knn_curve} if self.knn_curve else {}),
         }
 
 
@@ -175,7 +178,8 @@ class Runs:
                 results = json.loads(path.read_text(encoding="utf-8"))
                 history = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
                 last = {name: entry[name] for entry in history for name in _LAST_VALUES if name in entry}
-                record = RunRecord(folder, options, results, last)
+                curve = [(entry["epoch"], entry["knn_accuracy"]) for entry in history if "knn_accuracy" in entry]
+                record = RunRecord(folder, options, results, last, curve)
                 # Fails if anything is missing.
                 record.to_dict()
                 return record

@@ -2,6 +2,7 @@
 """The table says what was measured: means, spreads, verdicts, failures, and the paper's rows under its own names."""
 
 import pytest
+from matplotlib.axes import Axes
 
 from examples.reproduce.paper_table import (
     PAPER,
@@ -9,6 +10,7 @@ from examples.reproduce.paper_table import (
     difference,
     failures,
     plot,
+    plot_curves,
     render,
     render_short,
     verdict_table,
@@ -139,3 +141,20 @@ def test_the_short_table_has_one_row_for_each_encoder_and_says_the_verdict():
 def test_the_plot_is_drawn(tmp_path):
     plot(make_record(), tmp_path / "table.png")
     assert (tmp_path / "table.png").stat().st_size > 10_000
+
+
+def test_curves_are_drawn_of_runs_that_were_monitored_and_only_then(tmp_path, monkeypatch):
+    plot(make_record(), tmp_path / "table.png")
+    assert not (tmp_path / "table_curves.png").exists()
+    record, drawn = make_record(), []
+    for run in record["runs"]:
+        run["knn_curve"] = [(1.0, 0.1), (2.0, 0.1 + 0.01 * run["seed"])]
+    # A run that was cut short takes no part in the means beyond its end.
+    record["runs"][0]["knn_curve"] = record["runs"][0]["knn_curve"][:1]
+    own = Axes.plot
+    monkeypatch.setattr(Axes, "plot", lambda self, *args, **kw: drawn.append((args, kw)) or own(self, *args, **kw))
+    plot_curves(record, tmp_path / "curves.png")
+    means = {kw["label"]: [list(values) for values in args] for args, kw in drawn if "label" in kw}
+    assert means["I-JEPA (n = 3)"] == [[1.0], [pytest.approx(10.0)]]
+    assert means["SparseJEPA (n = 3)"] == [[1.0, 2.0], [pytest.approx(10.0), pytest.approx(11.0)]]
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
