@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options = {**found["options"], **as_options(rest)}
         runs = Runs(found["recipe"], command, folder / "runs", options, own.jobs, own.threads)
         evaluator = Evaluator(folder, ProbeSettings())
-        record = measure(runs, methods_of(found), found["seeds"], own.tasks, evaluator)
+        record = measure(runs, methods_of(found), found["seeds"], own.tasks, evaluator, baselines=False)
         write_record({**record, "hypotheses": found["hypotheses"]}, path)
     show(path, own.into, {"": render}, plot=None, needs=("runs", "evaluations", "hypotheses"))
 
