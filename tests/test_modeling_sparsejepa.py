@@ -1308,3 +1308,14 @@ class TestPipelines:
         pixels = AutoImageProcessor.from_pretrained(folder)(image, return_tensors="pt").pixel_values
         expected = saved[0](pixels, return_loss=False).last_hidden_state
         _close(torch.tensor(extractor(image)), expected, 1e-5)
+
+
+def test_contents_enter_at_the_scale_that_the_configuration_says_and_all_else_is_as_before(make_small_config):
+    weights = []
+    for scale in (1.0, 2.5):
+        torch.manual_seed(0)
+        model = SparseJEPAForPreTraining(make_small_config(patch_projection_scale=scale))
+        weights.append(dict(model.named_parameters()))
+    for name, weight in weights[0].items():
+        factor = 2.5 if name.endswith("patch_embeddings.projection.weight") else 1.0
+        assert torch.allclose(weights[1][name], factor * weight), name

@@ -168,6 +168,8 @@ class SparseJEPAConfig(BackboneConfigMixin, PreTrainedConfig):
         initializer_range (`float`, *optional*): standard deviation of linear weights; Xavier-uniform if not given.
             I-JEPA's 0.02 is Xavier's scale at the widths of ViT-L and -H; at small widths it is far below, layers then
             hardly mix patches at the start, and training collapses onto the positions.
+        patch_projection_scale (`float`, defaults to 1.0): factor on the patch projection's weights at the start, which
+            are Xavier-uniform whatever `initializer_range` says: how strongly contents enter beside positions.
         layer_norm_eps (`float`, defaults to 1e-6): epsilon of every LayerNorm.
         image_size (`int` or `[height, width]`, defaults to 32): pixels.
         patch_size (`int` or `[height, width]`, defaults to 4): pixels; divides `image_size`.
@@ -222,6 +224,7 @@ class SparseJEPAConfig(BackboneConfigMixin, PreTrainedConfig):
     hidden_dropout_prob: float | int = 0.0
     attention_probs_dropout_prob: float | int = 0.0
     initializer_range: float | int | None = None
+    patch_projection_scale: float | int = 1.0
     layer_norm_eps: float | int = 1e-6
     image_size: int | list[int] | tuple[int, int] = 32
     patch_size: int | list[int] | tuple[int, int] = 4
@@ -471,7 +474,7 @@ class SparseJEPAConfig(BackboneConfigMixin, PreTrainedConfig):
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a number in [0, 1).")
-        for name in ("initializer_range", "layer_norm_eps"):
+        for name in ("initializer_range", "patch_projection_scale", "layer_norm_eps"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a finite number above 0.")

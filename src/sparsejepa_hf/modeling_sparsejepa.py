@@ -650,7 +650,8 @@ class SparseJEPAPreTrainedModel(PreTrainedModel):
             # patch, at Xavier's scale whatever initializer_range says: content must enter at the positions' scale, or
             # JEPA learns to predict positions instead of images.
             fan_out, fan_in = module.weight.flatten(1).shape
-            bound = (6.0 / (fan_out + fan_in)) ** 0.5
+            scale = self.config.patch_projection_scale if isinstance(module, nn.Conv2d) else 1.0
+            bound = scale * (6.0 / (fan_out + fan_in)) ** 0.5
             init.uniform_(module.weight, -bound, bound)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)

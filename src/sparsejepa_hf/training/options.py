@@ -144,6 +144,9 @@ class ModelArguments:
     initializer_range: float | None = field(
         default=None, metadata={"help": "Standard deviation of linear weights; default: Xavier."}
     )
+    patch_projection_scale: float | None = field(
+        default=None, metadata={"help": "Factor on the patch projection's weights at the start."}
+    )
     layer_norm_eps: float | None = field(default=None, metadata={"help": "Epsilon of every LayerNorm."})
     image_size: list[int] | None = field(default=None, metadata={"help": "Pixels: the side, or height and width."})
     patch_size: list[int] | None = field(default=None, metadata={"help": "Pixels: the side, or height and width."})
