@@ -490,3 +490,12 @@ class TestPipelines:
             scores = {answer["label"]: answer["score"] for answer in classifier(source)}
             got = torch.tensor([scores[model.config.id2label[index]] for index in range(3)])
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_column_of_a_data_set_is_as_good_as_a_list():
+    images = [draw_image("RGB", 20, 20, seed) for seed in range(3)]
+    column = datasets.Dataset.from_dict({"image": images}).cast_column("image", datasets.Image())["image"]
+    assert not isinstance(column, list)
+    processor = image_processor((16, 16), MEAN, STD)
+    expected = processor(images, return_tensors="pt")["pixel_values"]
+    assert torch.equal(processor(column, return_tensors="pt")["pixel_values"], expected)

@@ -93,6 +93,9 @@ class SparseJEPAImageProcessor(PilBackend):
 
     def preprocess(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
         """As in transformers; of floats `do_rescale=False` says what decoding finds by itself, a range from 0 to 1."""
+        if isinstance(images, Sequence) and not isinstance(images, (str, bytes, bytearray, memoryview, list, tuple)):
+            # Such as a column of a `datasets.Dataset`.
+            images = list(images)
         if kwargs.get("do_convert_rgb", self.do_convert_rgb):
             if kwargs.get("do_rescale") is False:
                 kwargs["do_rescale"] = _holds_floats(images)
