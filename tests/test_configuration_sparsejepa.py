@@ -97,6 +97,7 @@ REFUSED = [
     ({"hidden_dropout_prob": 1.0}, ["hidden_dropout_prob is 1.0", "[0, 1)"]),
     ({"attention_probs_dropout_prob": -0.1}, ["attention_probs_dropout_prob is -0.1", "[0, 1)"]),
     ({"initializer_range": 0}, ["initializer_range is 0", "above 0"]),
+    ({"patch_projection_scale": 0}, ["patch_projection_scale is 0", "above 0"]),
     ({"layer_norm_eps": -1e-6}, ["layer_norm_eps is -1e-06", "above 0"]),
     ({"predictor_type": "lstm"}, ["predictor_type is 'lstm'", "'transformer', 'mlp'"]),
     ({"loss_type": "l1"}, ["loss_type is 'l1'", "'smooth_l1', 'mse'"]),

@@ -41,7 +41,8 @@ def test_every_recipe_that_the_pages_name_exists_and_every_recipe_is_named():
     written_by_runs = {"pretraining_options.yaml", "finetuning_options.yaml"}
     others = {"mkdocs.yml", ".pre-commit-config.yaml", "pre-commit-config.yaml"}
     launchers = {path.name for path in (ROOT / "examples" / "accelerate_configs").glob("*.yaml")}
-    assert named - recipes <= written_by_runs | others | launchers
+    plans = {path.name for path in (ROOT / "examples" / "reproduce").glob("*.yaml")}
+    assert plans <= named and named - recipes <= written_by_runs | others | launchers | plans
 
 
 def test_the_front_page_and_the_benchmarks_have_a_place_for_their_tables():
@@ -52,7 +53,8 @@ def test_the_front_page_and_the_benchmarks_have_a_place_for_their_tables():
 @pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*.json")), ids=lambda path: path.stem)
 def test_results_say_where_they_come_from(path):
     record = json.loads(path.read_text(encoding="utf-8"))
-    runs = [run for run in record.get("runs", ()) if "provenance" in run]
+    parts = (record, *record.get("rounds", ()))
+    runs = [run for part in parts for run in part.get("runs", ()) if "provenance" in run]
     explained = record.get("explanations", [])
     assert runs or explained or "benchmark" in record
     for origin in (record, *(run["provenance"] for run in runs)):

@@ -130,6 +130,7 @@ CONFIG_VALUES = {
     "hidden_dropout_prob": 0.25,
     "attention_probs_dropout_prob": 0.125,
     "initializer_range": 0.03,
+    "patch_projection_scale": 2.0,
     "layer_norm_eps": 1e-5,
     "image_size": 40,
     "patch_size": 2,

@@ -3,13 +3,14 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
 from datasets import load_from_disk
 
 from examples.reproduce import search
-from examples.reproduce.runs import Runs
+from examples.reproduce.runs import Run, Runs
 from sparsejepa_hf.evaluation import Evaluator
 
 
@@ -140,3 +141,13 @@ def test_an_impossible_setting_is_refused_before_anything_runs(folder, tmp_path,
     with pytest.raises(ValueError, match="num_target_blocks"):
         search.main([str(tmp_path / "search.yaml"), "--task", "mine=images", "--output_dir", str(tmp_path / "unused")])
     assert not (tmp_path / "unused" / "runs").exists()
+
+
+def test_the_search_of_this_repository_describes_runs(tmp_path):
+    root = Path(__file__).parents[3]
+    found = search.read_search(root / "examples" / "reproduce" / "search-cifar100-cpu.yaml")
+    for entry in found["rounds"]:
+        runs = Runs(root / found["recipe"], [], tmp_path, {**found["options"], **entry["options"]})
+        for name, options in entry["settings"].items():
+            resolved = runs.resolve(Run(name, 0, options))
+            assert all(resolved[key] == value for key, value in {**entry["options"], **options}.items()), name
