@@ -70,6 +70,16 @@ def test_single_kind_probes_take_the_first_kind_of_the_settings_whatever_was_ext
     assert cached["rankme"] != other["rankme"]
 
 
+def test_every_kind_s_accuracy_is_kept_beside_that_of_the_chosen_one(folder, encoder, tmp_path):
+    task = find_task(f"mine={folder}")
+    both = Evaluator(tmp_path, SETTINGS, progress=False).evaluate(lambda: encoder, task)
+    for kind in SETTINGS.feature_kinds:
+        alone = replace(SETTINGS, feature_kinds=(kind,))
+        found = Evaluator(tmp_path, alone, progress=False).evaluate(lambda: encoder, task)
+        assert both[f"accuracy_{kind}"] == found["accuracy"] == found[f"accuracy_{kind}"]
+    assert both["accuracy"] == both[f"accuracy_{both['chosen']['kind']}"]
+
+
 def test_an_encoder_that_cannot_be_loaded_fails_its_evaluation_alone(folder, tmp_path):
     small = Evaluator(tmp_path, SETTINGS, progress=False)
     assert "failed" in small.evaluate(lambda: load_encoder(tmp_path / "nothing"), find_task(f"mine={folder}"))
