@@ -245,6 +245,10 @@ class SparseJEPAConfig(BackboneConfigMixin, PreTrainedConfig):
 
     loss_type: str = "smooth_l1"
     target_normalization: str = "layer_norm"
+    target_layers: int = 1
+    patch_scale: float | int = 1.0
+    residual_scale: float | int = 1.0
+    drop_path_rate: float | int = 0.0
     sparsity_weight: float | int = 0.0
     sparsity_mode: str = "proximal"
     kl_weight: float | int = 0.0
@@ -484,7 +488,7 @@ class SparseJEPAConfig(BackboneConfigMixin, PreTrainedConfig):
             "predictor_type": ("transformer", "mlp"),
             "latent_position": ("predictor", "encoder"),
             "loss_type": ("smooth_l1", "mse"),
-            "target_normalization": ("layer_norm", "none"),
+            "target_normalization": ("layer_norm", "batch_norm", "position_norm", "none"),
             "sparsity_mode": ("proximal", "penalty"),
         }
         for name, valid in choices.items():

@@ -318,6 +318,14 @@ class SparseJEPALayer(GradientCheckpointingLayer):
         self.layernorm_after = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
         self.mlp = SparseJEPAMLP(config, hidden_size, intermediate_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.drop_path_rate = 0.0
+
+    def _drop_path(self, states: Tensor) -> Tensor:
+        """Stochastic depth: whole residual branches of a sample are left out, the others scaled up."""
+        if not (self.training and self.drop_path_rate):
+            return states
+        keep = 1 - self.drop_path_rate
+        return states * (torch.rand(len(states), 1, 1, device=states.device) < keep).to(states.dtype) / keep
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         attention_output, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
@@ -325,8 +333,8 @@ class SparseJEPALayer(GradientCheckpointingLayer):
         if num_tokens < hidden_states.shape[1]:
             # The attention returned the last tokens alone.
             hidden_states = hidden_states[:, -num_tokens:]
-        hidden_states = hidden_states + self.dropout(attention_output)
-        return hidden_states + self.dropout(self.mlp(self.layernorm_after(hidden_states)))
+        hidden_states = hidden_states + self._drop_path(self.dropout(attention_output))
+        return hidden_states + self._drop_path(self.dropout(self.mlp(self.layernorm_after(hidden_states))))
 
 
 class SparseJEPAPatchEmbeddings(nn.Module):
@@ -400,6 +408,8 @@ class SparseJEPAEncoder(nn.Module):
         self.embeddings = SparseJEPAEmbeddings(config)
         sizes = (config.hidden_size, config.num_attention_heads, config.intermediate_size)
         self.layers = nn.ModuleList([SparseJEPALayer(config, *sizes) for _ in range(config.num_hidden_layers)])
+        for index, layer in enumerate(self.layers, start=1):
+            layer.drop_path_rate = config.drop_path_rate * index / len(self.layers)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(
@@ -407,13 +417,21 @@ class SparseJEPAEncoder(nn.Module):
         pixel_values: Tensor,
         context_mask: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
+        mean_of_layers: int = 0,
         **kwargs: Any,
-    ) -> Tensor:
-        """(B, C, H, W) -> (B, N, D), or (B, Nc, D) with `context_mask` (B, Nc)."""
+    ) -> Any:
+        """(B, C, H, W) -> (B, N, D), or (B, Nc, D) with `context_mask` (B, Nc); with `mean_of_layers` also the mean of
+        that many last layers' normalised outputs."""
         hidden_states = self.embeddings(pixel_values, context_mask, interpolate_pos_encoding)
+        states = []
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
-        return self.layernorm(hidden_states)
+            states.append(hidden_states)
+        output = self.layernorm(hidden_states)
+        if mean_of_layers:
+            normed = [F.layer_norm(s.float(), s.shape[-1:]) for s in states[-mean_of_layers:]]
+            return output, torch.stack(normed).mean(0)
+        return output
 
 
 class SparseJEPATransformerPredictor(nn.Module):
@@ -797,6 +815,11 @@ class SparseJEPAModel(SparseJEPAPreTrainedModel):
         self.target_encoder = SparseJEPAEncoder(config)
         self.predictor = SparseJEPAPredictor(config)
         self.post_init()
+        with torch.no_grad():
+            self.context_encoder.embeddings.patch_embeddings.projection.weight.mul_(config.patch_scale)
+            for layer in self.context_encoder.layers:
+                layer.attention.o_proj.weight.mul_(config.residual_scale)
+                layer.mlp.fc2.weight.mul_(config.residual_scale)
         self.reset_target_encoder()
 
     @torch.no_grad()
@@ -853,11 +876,23 @@ class SparseJEPAModel(SparseJEPAPreTrainedModel):
         options = _for_attention(kwargs)
         targets, context, prediction = None, None, None
         with torch.set_grad_enabled(torch.is_grad_enabled() and target_mask is None):
+            several = self.config.target_layers if target_mask is not None and self.config.target_layers > 1 else 0
             hidden_states = self.target_encoder(
-                pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **options
+                pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, mean_of_layers=several, **options
             )
+            sources = hidden_states
+            if several:
+                hidden_states, sources = hidden_states
             if target_mask is not None:
-                targets = gather_tokens(hidden_states, target_mask).float()
+                targets = gather_tokens(sources, target_mask).float()
+                if self.config.target_normalization == "batch_norm":
+                    flat = sources.float().flatten(0, 1)
+                    deviation = flat.var(0, correction=0).add(self.config.layer_norm_eps).sqrt()
+                    targets = (targets - flat.mean(0)) / deviation
+                if self.config.target_normalization == "position_norm":
+                    centred = sources.float() - sources.float().mean(0)
+                    deviation = centred.flatten(0, 1).var(0, correction=0).add(self.config.layer_norm_eps).sqrt()
+                    targets = gather_tokens(centred / deviation, target_mask)
                 if self.config.target_normalization == "layer_norm":
                     targets = F.layer_norm(targets, targets.shape[-1:], eps=self.config.layer_norm_eps)
         if context_mask is not None:

@@ -169,7 +169,11 @@ class ModelArguments:
     )
     latent_residual: bool | None = field(default=None, metadata={"help": "A path around the groups."})
     loss_type: str | None = field(default=None, metadata={"help": "smooth_l1 (I-JEPA) or mse (the paper)."})
-    target_normalization: str | None = field(default=None, metadata={"help": "layer_norm or none."})
+    target_normalization: str | None = field(default=None, metadata={"help": "layer_norm, batch_norm or none."})
+    target_layers: int | None = field(default=None, metadata={"help": "Last layers whose mean is the target."})
+    patch_scale: float | None = field(default=None, metadata={"help": "Factor of the patch projection's start."})
+    residual_scale: float | None = field(default=None, metadata={"help": "Factor of the residual branches' start."})
+    drop_path_rate: float | None = field(default=None, metadata={"help": "Stochastic depth of the context encoder."})
     sparsity_weight: float | None = field(
         default=None,
         metadata={"help": "Weight of the group lasso, on the scale of a column's gradient: 1e-4 to 1e-2."},
