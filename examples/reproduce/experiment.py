@@ -21,11 +21,13 @@ from transformers.utils import logging
 
 from sparsejepa_hf.evaluation import (
     Evaluator,
+    PairedDifference,
     ProbeSettings,
     VisionEncoder,
     add_probe_flags,
     find_task,
     load_encoder,
+    paired_difference,
 )
 from sparsejepa_hf.evaluation.encoders import PIXELS
 from sparsejepa_hf.records import provenance, render_into
@@ -224,6 +226,15 @@ def values_by_seed(record: Record, task: str, method: str, metric: str = "accura
         for entry in record["evaluations"]
         if entry["task"] == task and entry["method"] == method and entry.get(metric) is not None
     }
+
+
+def difference(
+    record: Record, task: str, method: str, metric: str = "accuracy", against: str = IJEPA
+) -> PairedDifference | None:
+    """`method` minus `against` over the seeds that both have, or None if they share none."""
+    baseline, values = (values_by_seed(record, task, name, metric) for name in (against, method))
+    shared = [seed for seed in baseline if seed in values]
+    return paired_difference({s: baseline[s] for s in shared}, {s: values[s] for s in shared}) if shared else None
 
 
 def last_values(record: Record, method: str, name: str) -> dict[Hashable, float]:

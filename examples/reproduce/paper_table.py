@@ -14,12 +14,13 @@ Flags that are not listed here go to every pre-training run. Into a page the who
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 
-from sparsejepa_hf.evaluation import Evaluator, PairedDifference, paired_difference, probe_settings, summarize, verdict
+from sparsejepa_hf.evaluation import Evaluator, probe_settings, summarize, verdict
 from sparsejepa_hf.records import NONE, mean_and_std, table, write_record
 
 from .experiment import (
     UNTRAINED,
     Record,
+    difference,
     last_values,
     make_parser,
     measure,
@@ -124,13 +125,6 @@ def sparse_methods(record: Record) -> list[str]:
     """The trained methods that are measured against I-JEPA."""
     trained = {run["method"] for run in record["runs"]}
     return [method for method in record["methods"] if method in trained and method != IJEPA]
-
-
-def difference(record: Record, task: str, method: str, metric: str = "accuracy") -> PairedDifference | None:
-    """`method` minus I-JEPA over the seeds that both have, or None if they share none."""
-    baseline, values = (values_by_seed(record, task, name, metric) for name in (IJEPA, method))
-    shared = [seed for seed in baseline if seed in values]
-    return paired_difference({s: baseline[s] for s in shared}, {s: values[s] for s in shared}) if shared else None
 
 
 def verdict_table(record: Record, metric: str = "accuracy") -> str:

@@ -45,7 +45,7 @@ logger = logging.get_logger(__name__)
 _MAX_ITERATIONS = 100
 _LOW_SHOT_SUBSETS = 3
 # Part of every evaluation's key: raise it when a probe's figures change.
-_FORMAT = 3
+_FORMAT = 4
 # Features and labels of train, features and labels of test.
 _Sets = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -221,7 +221,8 @@ class Evaluator:
         seed = self.settings.seed
         probes = {kind: linear_probe(*data, seed=seed, max_iter=_MAX_ITERATIONS) for kind, data in sets.items()}
         best = max(probes, key=lambda kind: probes[kind].validation_accuracy)
-        return _figures(best, probes[best])
+        of_kinds = {f"accuracy_{kind}": probe.test_accuracy for kind, probe in probes.items()}
+        return _figures(best, probes[best]) | of_kinds
 
     def _count(self, sets: dict[str, _Sets]) -> dict[str, Any]:
         probes = {kind: count_probe(*data, seed=self.settings.seed) for kind, data in sets.items()}
