@@ -247,6 +247,7 @@ class SparseJEPAConfig(BackboneConfigMixin, PreTrainedConfig):
     target_normalization: str = "layer_norm"
     target_layers: int = 1
     patch_scale: float | int = 1.0
+    patch_projection_scale: float | int = 1.0
     residual_scale: float | int = 1.0
     drop_path_rate: float | int = 0.0
     sparsity_weight: float | int = 0.0

@@ -816,7 +816,9 @@ class SparseJEPAModel(SparseJEPAPreTrainedModel):
         self.predictor = SparseJEPAPredictor(config)
         self.post_init()
         with torch.no_grad():
-            self.context_encoder.embeddings.patch_embeddings.projection.weight.mul_(config.patch_scale)
+            self.context_encoder.embeddings.patch_embeddings.projection.weight.mul_(
+                config.patch_scale * config.patch_projection_scale
+            )
             for layer in self.context_encoder.layers:
                 layer.attention.o_proj.weight.mul_(config.residual_scale)
                 layer.mlp.fc2.weight.mul_(config.residual_scale)

@@ -171,6 +171,7 @@ class ModelArguments:
     loss_type: str | None = field(default=None, metadata={"help": "smooth_l1 (I-JEPA) or mse (the paper)."})
     target_normalization: str | None = field(default=None, metadata={"help": "layer_norm, batch_norm or none."})
     target_layers: int | None = field(default=None, metadata={"help": "Last layers whose mean is the target."})
+    patch_projection_scale: float | None = field(default=None, metadata={"help": "The same, by its later name."})
     patch_scale: float | None = field(default=None, metadata={"help": "Factor of the patch projection's start."})
     residual_scale: float | None = field(default=None, metadata={"help": "Factor of the residual branches' start."})
     drop_path_rate: float | None = field(default=None, metadata={"help": "Stochastic depth of the context encoder."})
