@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         evaluator = Evaluator(folder, ProbeSettings())
         record = measure(runs, methods_of(found), found["seeds"], own.tasks, evaluator, baselines=False)
         write_record({**record, "hypotheses": found["hypotheses"]}, path)
-    show(path, own.into, {"": render}, plot=None, needs=("runs", "evaluations", "hypotheses"))
+    show(path, own.into, RENDERINGS, plot=None, needs=("runs", "evaluations", "hypotheses"))
 
 
 def read_hypotheses(path: str | Path) -> dict[str, Any]:
@@ -136,6 +136,9 @@ def _mean(values: Mapping[Any, float]) -> str:
     summary = summarize(values) if values else None
     return NONE if summary is None else mean_and_std(summary.mean, summary.std)
 
+
+# By the end of the mark in a page.
+RENDERINGS = {"": render}
 
 if __name__ == "__main__":
     main()

@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         shared = {} if own.dataset is None else {"dataset": own.dataset}
         record = run_search(search, own.task, Path(own.output_dir), command, shared, own.jobs, own.threads)
         write_record(record, path)
-    show(path, own.into, {"": render}, plot=None, needs=("rounds", "recipe"))
+    show(path, own.into, RENDERINGS, plot=None, needs=("rounds", "recipe"))
 
 
 def read_search(path: str | Path) -> dict[str, Any]:
@@ -178,6 +178,9 @@ def _gain(baseline: Mapping[Any, float], values: Mapping[Any, float]) -> str:
     found = paired_difference({s: baseline[s] for s in shared}, {s: values[s] for s in shared})
     return f"{100 * found.mean:+.1f}" + ("" if found.std is None else f" ± {100 * found.std:.1f}")
 
+
+# By the end of the mark in a page.
+RENDERINGS = {"": render}
 
 if __name__ == "__main__":
     main()

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import summary
 from benchmarks.harness import records
-from examples.reproduce import demo, interpret, paper_table, sweep
+from examples.reproduce import demo, hypotheses, interpret, paper_table, search, sweep
 from sparsejepa_hf.records import render_into
 
 
@@ -27,7 +27,7 @@ def rendered(mark: str) -> str:
     record = json.loads((ROOT / "results" / name).read_text(encoding="utf-8"))
     if "benchmark" in record:
         return records.render(record)
-    kinds = {"axes": sweep, "explanations": interpret}
+    kinds = {"axes": sweep, "explanations": interpret, "rounds": search, "hypotheses": hypotheses}
     default = paper_table if "evaluations" in record else demo
     module = next((module for key, module in kinds.items() if key in record), default)
     return module.RENDERINGS[sharp + part](record)
