@@ -64,7 +64,7 @@ class Case:
     overrides: tuple[str, ...] = ()
 
 
-_SMALL, _VIT_TINY = ("width 96 x 3", "cifar100-cpu.yaml", 64), ("ViT-Tiny", "cifar100-vit-tiny.yaml", 256)
+_SMALL, _VIT_TINY = ("width 96 x 3", "cifar100-cpu.yaml", 16), ("ViT-Tiny", "cifar100-vit-tiny.yaml", 256)
 _SIZES = "--hidden_size 24 --num_hidden_layers 1 --predictor_num_hidden_layers 1 --predictor_hidden_size 24"
 CASES = {
     "full": (Case(*_SMALL, block=20, blocks=20), Case(*_VIT_TINY, block=4, blocks=6)),

@@ -89,4 +89,4 @@ def test_a_smoke_run_writes_a_record_that_renders_as_it_was_written(tmp_path, mo
     assert {name for name, part in case["parts"].items() if part.get("run_s", 0.0) > 0} == run
     assert {name for name, part in case["parts"].items() if part.get("bare_s", 0.0) > 0} == shared
     assert case["patches"] == 64 and case["batch"] == 8
-    assert case["knn_s"] > 0 and case["knn_examples"] == 100 and case["knn_steps"] == 781
+    assert case["knn_s"] > 0 and case["knn_examples"] == 100 and case["knn_steps"] == 3125
