@@ -28,9 +28,10 @@ from sparsejepa_hf.evaluation import (
     find_task,
     load_encoder,
     paired_difference,
+    summarize,
 )
 from sparsejepa_hf.evaluation.encoders import PIXELS
-from sparsejepa_hf.records import provenance, render_into
+from sparsejepa_hf.records import NONE, mean_and_std, provenance, render_into
 
 from .runs import IJEPA, PreTrainingFailed, Run, RunRecord, Runs, as_options
 
@@ -226,6 +227,12 @@ def values_by_seed(record: Record, task: str, method: str, metric: str = "accura
         for entry in record["evaluations"]
         if entry["task"] == task and entry["method"] == method and entry.get(metric) is not None
     }
+
+
+def mean_of_seeds(values: Mapping[Hashable, float]) -> str:
+    """Mean and standard deviation of shares by seed in per cent, or a dash."""
+    summary = summarize(values) if values else None
+    return NONE if summary is None else mean_and_std(summary.mean, summary.std)
 
 
 def difference(

@@ -19,10 +19,10 @@ from typing import Any
 
 import yaml
 
-from sparsejepa_hf.evaluation import Evaluator, PairedDifference, ProbeSettings, summarize
-from sparsejepa_hf.records import NONE, mean_and_std, percent, table, write_record
+from sparsejepa_hf.evaluation import Evaluator, PairedDifference, ProbeSettings
+from sparsejepa_hf.records import NONE, percent, table, write_record
 
-from .experiment import PRETRAIN, Record, difference, last_values, measure, show, values_by_seed
+from .experiment import PRETRAIN, Record, difference, last_values, mean_of_seeds, measure, show, values_by_seed
 from .runs import IJEPA, IJEPA_OPTIONS, SPARSEJEPA, Runs, as_options
 
 
@@ -113,9 +113,9 @@ def render(record: Record) -> str:
     task = next(iter(record["tasks"]))
     rows = []
     for method in record["methods"]:
-        cells = [_mean(values_by_seed(record, task, method, metric)) for metric in METRICS.values()]
+        cells = [mean_of_seeds(values_by_seed(record, task, method, metric)) for metric in METRICS.values()]
         zeros = last_values(record, method, "zero_columns")
-        rows.append([method, *cells, f"{_mean(zeros)} %" if zeros else NONE])
+        rows.append([method, *cells, f"{mean_of_seeds(zeros)} %" if zeros else NONE])
     parts = [table(["encoder", *METRICS, "zero columns"], rows)]
     rows = []
     for name, entry in record["hypotheses"].items():
@@ -130,11 +130,6 @@ def render(record: Record) -> str:
 def _points(found: PairedDifference) -> str:
     interval = "" if found.low is None else f" ({percent(found.low)} to {percent(found.high)})"
     return f"{100 * found.mean:+.1f}{interval}"
-
-
-def _mean(values: Mapping[Any, float]) -> str:
-    summary = summarize(values) if values else None
-    return NONE if summary is None else mean_and_std(summary.mean, summary.std)
 
 
 # By the end of the mark in a page.

@@ -11,11 +11,11 @@ Flags that are not listed here go to every pre-training run. Into a page the who
 `<!-- results/paper_table.json -->` and `<!-- end -->`, a short table after `<!-- results/paper_table.json#short -->`.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from sparsejepa_hf.evaluation import Evaluator, probe_settings, summarize, verdict
-from sparsejepa_hf.records import NONE, mean_and_std, table, write_record
+from sparsejepa_hf.records import NONE, table, write_record
 
 from .experiment import (
     UNTRAINED,
@@ -23,6 +23,7 @@ from .experiment import (
     difference,
     last_values,
     make_parser,
+    mean_of_seeds,
     measure,
     parse,
     parse_changes,
@@ -89,7 +90,7 @@ def render_short(record: Record) -> str:
         if groups:
             summary = summarize(groups)
             in_groups = f"{summary.mean:.2f}" + ("" if summary.std is None else f" ± {summary.std:.2f}")
-        rows.append([method, *accuracies, _mean(zeros), in_groups])
+        rows.append([method, *accuracies, mean_of_seeds(zeros), in_groups])
     header = ["encoder", "linear probe, top-1", "kNN, top-1", "zero columns of W", "groups per living latent"]
     seeds = f"mean ± standard deviation over {len(record['seeds'])} seeds of pre-training"
     parts = [table(header, rows), f"Probes on `{task}` and zero columns in per cent; {seeds}."]
@@ -113,12 +114,7 @@ def accuracy_table(record: Record, metric: str = "accuracy") -> str:
 def _accuracy(record: Record, task: str, method: str, metric: str) -> str:
     of_cell = [entry for entry in record["evaluations"] if (entry["task"], entry["method"]) == (task, method)]
     failed = sum("failed" in entry for entry in of_cell)
-    return _mean(values_by_seed(record, task, method, metric)) + (f" ({failed} failed)" if failed else "")
-
-
-def _mean(values: dict[Hashable, float]) -> str:
-    summary = summarize(values) if values else None
-    return NONE if summary is None else mean_and_std(summary.mean, summary.std)
+    return mean_of_seeds(values_by_seed(record, task, method, metric)) + (f" ({failed} failed)" if failed else "")
 
 
 def sparse_methods(record: Record) -> list[str]:

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import yaml
-from datasets import Dataset, DatasetDict, load_from_disk
+from datasets import Dataset, DatasetDict
 
 from sparsejepa_hf.evaluation import Evaluator, ProbeSettings, find_task, load_task, paired_difference, summarize
 from sparsejepa_hf.evaluation.probes import validation_mask
@@ -125,7 +125,7 @@ def run_search(
 def judged_split(task: str, folder: Path) -> Path:
     """Divides the training split of a task into `train`, to fit probes on, and `test`, to judge by, and saves both.
 
-    Every tenth or so of each class is judged; the task's own test split is not read.
+    A fifth of each class is judged; the task's own test split is not read.
     """
     path = folder / "judged_split"
     if not path.is_dir():
@@ -135,7 +135,6 @@ def judged_split(task: str, folder: Path) -> Path:
         order = torch.randperm(len(fitted), generator=torch.Generator().manual_seed(0))
         parts = {"train": fitted[order[:MAX_FITTED]].sort().values, "test": torch.nonzero(judged).flatten()}
         DatasetDict({name: train.select(rows.tolist()) for name, rows in parts.items()}).save_to_disk(path)
-    load_from_disk(path)
     return path
 
 
